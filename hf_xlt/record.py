@@ -1,0 +1,136 @@
+"""The run record, `xlt_run.json`: what a run was, and the only hand-over between commands.
+
+It holds no local path, user name or token. What a card says and the record does not hold, the card does not say.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hf_xlt.errors import ConfigError
+from hf_xlt.files import write_json
+from hf_xlt.results import Results
+
+RECORD_NAME = "xlt_run.json"
+FORMAT_VERSION = 1
+
+RUNNING = "running"
+INTERRUPTED = "interrupted"
+TRAINED = "trained"
+FINISHED = "finished"
+
+LAST_CHECKPOINT = "last checkpoint"
+SOURCE_VALIDATION = "source-language validation"
+TARGET_VALIDATION = "target-language validation (oracle)"
+
+
+@dataclass
+class RunRecord:
+    """One run, JSON-able throughout.
+
+    Attributes:
+        strategy: `name`, `title`, `summary`, `notes`, and `paper` (`title`, `authors`, `venue`, `url`, `bibtex`) or
+            None.
+        task: `name`, `pipeline_tag`, `auto_model` (class name), `metric` (the main one).
+        arguments: every resolved argument that a reader can use: no paths, no tokens.
+        settings: the arguments that differ from their defaults.
+        model: `name` (Hub id, or the plain name of the embedded encoder; None for a local directory), `revision`,
+            `parameters` (count), `model_type`, `license` (None when unknown).
+        data: per role (`source`, `validation`, `target`, `few-shot`, ...) `source` (Hub id, or a file pattern without
+            its local part), `hub_id` (or None), `split`, and per language `examples` and `fingerprints`.
+        languages: per role a list of `{code, iso, name}`.
+        labels: the label inventory in index order.
+        few_shot: `shots`, `shot_seed`, `mode`; None for zero-shot.
+        seeds: every seed by name.
+        selection: `protocol` (one of the three constants above), `metric`, `languages`; `oracle` is True when
+            target-language labels chose anything.
+        phases: `name`, `updates`, `seconds`, per phase done.
+        versions: package to version.
+        hardware: `device`, `processor`, `processes`, `threads`.
+        wall_time_seconds: training and scoring, over all resumptions.
+        command: the command without local paths and tokens.
+        results: `Results.to_dict()` of the final scoring, or None.
+        floor: the same of the randomly initialised model, or None.
+        parents: records that this one was made from (averages).
+        demo: whether this is the embedded default, whose numbers say nothing about other tasks.
+        status: `running`, `interrupted`, `trained` (saved, not yet scored) or `finished`.
+        created: UTC date of the start, ISO 8601.
+    """
+
+    strategy: dict[str, Any]
+    task: dict[str, Any]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    languages: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    labels: list[str] = field(default_factory=list)
+    few_shot: dict[str, Any] | None = None
+    seeds: dict[str, int] = field(default_factory=dict)
+    selection: dict[str, Any] = field(default_factory=dict)
+    phases: list[dict[str, Any]] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    hardware: dict[str, Any] = field(default_factory=dict)
+    wall_time_seconds: float = 0.0
+    command: str = ""
+    results: dict[str, Any] | None = None
+    floor: dict[str, Any] | None = None
+    parents: list[dict[str, Any]] = field(default_factory=list)
+    demo: bool = False
+    status: str = RUNNING
+    created: str = ""
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def scores(self) -> Results | None:
+        """The final scores, or None before scoring."""
+        return Results.from_dict(self.results) if self.results else None
+
+    @property
+    def floor_scores(self) -> Results | None:
+        """The scores of the randomly initialised model, or None."""
+        return Results.from_dict(self.floor) if self.floor else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form; `from_dict` is its inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RunRecord:
+        """Rebuild from `to_dict`.
+
+        Raises:
+            ConfigError: keys are missing or unknown, or the format is newer than this package.
+        """
+        version = values.get("format_version")
+        if version != FORMAT_VERSION:
+            raise ConfigError(f"run record has format {version!r}, this hf_xlt reads {FORMAT_VERSION}; update hf_xlt.")
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown, missing = sorted(set(values) - known), sorted({"strategy", "task"} - set(values))
+        if unknown or missing:
+            raise ConfigError(f"run record is damaged: unknown keys {unknown}, missing keys {missing}.")
+        return cls(**values)
+
+    def write(self, folder: str | os.PathLike) -> None:
+        """Write `xlt_run.json` into a run directory, atomically."""
+        write_json(Path(folder) / RECORD_NAME, self.to_dict())
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike) -> RunRecord:
+        """Read the record of a run directory.
+
+        Raises:
+            ConfigError: there is none, or it cannot be read.
+        """
+        path = Path(folder) / RECORD_NAME
+        if not path.is_file():
+            raise ConfigError(f"`{folder}` holds no run: `{RECORD_NAME}` is missing. Give the output directory of a run.")
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+            raise ConfigError(f"`{path}` cannot be read as a run record: {error}.") from error

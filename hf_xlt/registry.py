@@ -1,0 +1,116 @@
+"""The strategies: what each is called, needs, costs and promises.
+
+A new strategy is one module that ends in `STRATEGY = Strategy(...)` and one line in `STRATEGIES`. The command
+line, the help, the cards and the contract test read nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from hf_xlt.errors import ConfigError, close_match
+
+if TYPE_CHECKING:
+    from hf_xlt.training.phases import Phase
+
+STRATEGIES = {
+    "finetune": "hf_xlt.strategies.finetune",
+    "robust": "hf_xlt.strategies.robust",
+}
+
+ROLES = ("source", "target", "auxiliary", "text")
+
+# What an entry may claim; the contract test checks exactly the claimed ones.
+ACCUMULATION = "accumulation"
+PROCESSES = "processes"
+RESUME = "resume"
+PADDING = "padding"
+INVARIANCES = (ACCUMULATION, PROCESSES, RESUME, PADDING)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a strategy comes from."""
+
+    title: str
+    authors: str
+    venue: str
+    url: str
+    bibtex: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A combination of settings that a strategy does not support.
+
+    Attributes:
+        applies: says of a config whether it asks for the combination.
+        reason: what is refused, why, and the way out, in one sentence.
+    """
+
+    applies: Callable[[Any], bool]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way to transfer.
+
+    Attributes:
+        name: as typed after `--strategy`.
+        title: as printed on a card.
+        config_cls: dataclass that extends `XLTConfig`.
+        trainer_cls: `XLTTrainer` subclass of a one-phase strategy.
+        summary: one sentence for help and card.
+        paper: its source; None for a baseline.
+        roles: data roles that must be met (`ROLES`); `source` always is one.
+        optional_roles: data roles that it uses when given.
+        tasks: names in `hf_xlt.tasks.TASKS` that it supports; empty means every task.
+        phases: the phases of a run, from the config; None is one phase with `trainer_cls`.
+        invariances: what leaves a run's result unchanged (`INVARIANCES`).
+        refusals: combinations of settings that it does not support.
+        cost: cost of one update in units of a plain fine-tuning step, from the config.
+        notes: what a card must say of the implementation's relation to the paper.
+    """
+
+    name: str
+    title: str
+    config_cls: type
+    trainer_cls: type
+    summary: str
+    paper: Paper | None = None
+    roles: tuple[str, ...] = ("source",)
+    optional_roles: tuple[str, ...] = ("target",)
+    tasks: tuple[str, ...] = ()
+    phases: Callable[[Any], Sequence[Phase]] | None = None
+    invariances: frozenset[str] = frozenset(INVARIANCES)
+    refusals: tuple[Refusal, ...] = ()
+    cost: Callable[[Any], float] = lambda config: 1.0
+    notes: str = ""
+
+    def check(self, config: Any, task: str) -> None:
+        """Refuse what this strategy does not support.
+
+        Raises:
+            ConfigError: a refused combination, or a task it does not cover.
+        """
+        if self.tasks and task not in self.tasks:
+            raise ConfigError(f"strategy `{self.name}` supports the tasks {', '.join(self.tasks)}; got {task!r}.")
+        for refusal in self.refusals:
+            if refusal.applies(config):
+                raise ConfigError(f"strategy `{self.name}`: {refusal.reason}")
+
+
+def get_strategy(name: str) -> Strategy:
+    """Import a strategy by name.
+
+    Raises:
+        ConfigError: the name is unknown; the message lists the known ones.
+    """
+    if name not in STRATEGIES:
+        known = ", ".join(f"`{known}`" for known in STRATEGIES)
+        raise ConfigError(f"unknown strategy {name!r}.{close_match(name, STRATEGIES)} Known strategies: {known}.")
+    return import_module(STRATEGIES[name]).STRATEGY

@@ -1,0 +1,169 @@
+"""Scores per language and what is read off them: averages, the worst language, the transfer gap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hf_xlt.languages import english_name
+
+SOURCE = "source"
+TARGET = "target"
+
+
+@dataclass(frozen=True)
+class LanguageScore:
+    """Scores of one language on one test set.
+
+    Attributes:
+        language: code as in the data.
+        role: `source` or `target`.
+        examples: number of test examples.
+        metrics: values by metric name; fractions in [0, 1], `loss` in nats per unit.
+    """
+
+    language: str
+    role: str
+    examples: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Scores of one model over languages.
+
+    Attributes:
+        metric: name of the main metric, which averages and rankings use.
+        scores: one entry per language, source languages first.
+    """
+
+    metric: str
+    scores: tuple[LanguageScore, ...]
+
+    def value(self, language: str) -> float:
+        """Return the main metric of a language.
+
+        Raises:
+            KeyError: the language was not scored.
+        """
+        for score in self.scores:
+            if score.language == language:
+                return score.metrics[self.metric]
+        raise KeyError(language)
+
+    def of_role(self, role: str) -> tuple[LanguageScore, ...]:
+        """Return the scores of the source or of the target languages."""
+        return tuple(score for score in self.scores if score.role == role)
+
+    def _average(self, role: str) -> float | None:
+        values = [score.metrics[self.metric] for score in self.of_role(role)]
+        return sum(values) / len(values) if values else None
+
+    @property
+    def source_average(self) -> float | None:
+        """Unweighted mean of the main metric over source languages; None when none was scored."""
+        return self._average(SOURCE)
+
+    @property
+    def target_average(self) -> float | None:
+        """Unweighted mean of the main metric over target languages; None when none was scored."""
+        return self._average(TARGET)
+
+    @property
+    def transfer_gap(self) -> float | None:
+        """Source average minus target average; None when one of them is missing."""
+        if self.source_average is None or self.target_average is None:
+            return None
+        return self.source_average - self.target_average
+
+    @property
+    def worst_language(self) -> str | None:
+        """Code of the target language with the lowest main metric; None when no target was scored."""
+        targets = self.of_role(TARGET)
+        return min(targets, key=lambda score: score.metrics[self.metric]).language if targets else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able form, averages included; `from_dict` is its inverse."""
+        return {
+            "metric": self.metric,
+            "languages": {
+                score.language: {"role": score.role, "examples": score.examples, "metrics": dict(score.metrics)}
+                for score in self.scores
+            },
+            "source_average": self.source_average,
+            "target_average": self.target_average,
+            "transfer_gap": self.transfer_gap,
+            "worst_language": self.worst_language,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Results:
+        """Rebuild from `to_dict`; the averages are computed anew.
+
+        Raises:
+            KeyError: a key is missing.
+        """
+        scores = tuple(
+            LanguageScore(language, entry["role"], entry["examples"], dict(entry["metrics"]))
+            for language, entry in values["languages"].items()
+        )
+        return cls(values["metric"], scores)
+
+    def summary_lines(self, floor: Results | None = None) -> list[str]:
+        """Say the averages in sentences, with those of a randomly initialised model beside them if given."""
+        lines = []
+        if self.target_average is not None:
+            lines.append(f"Target average {percent(self.target_average)}, over {len(self.of_role(TARGET))} languages")
+            worst = self.worst_language
+            lines.append(f"Worst language {percent(self.value(worst))}, {english_name(worst)} ({worst})")
+        if self.transfer_gap is not None:
+            lines.append(f"Transfer gap   {percent(self.transfer_gap)} points (source average minus target average)")
+        if floor is not None and floor.target_average is not None:
+            source = "" if floor.source_average is None else f", source {percent(floor.source_average)}"
+            lines.append(
+                f"Floor          {percent(floor.target_average)}{source}: the same training from random weights"
+            )
+        return lines
+
+    def table(self, floor: Results | None = None) -> list[list[str]]:
+        """Return rows of text, header first: language, role, number of examples, metrics in percent."""
+        metrics = [self.metric] + sorted(
+            {name for score in self.scores for name in score.metrics} - {self.metric, "loss"}
+        )
+        header = ["language", "code", "role", "n", *(metric.replace("_", " ") for metric in metrics)]
+        floor_values = {score.language: score.metrics[self.metric] for score in floor.scores} if floor else {}
+        if floor_values:
+            header.append("floor")
+        rows = [header]
+        for score in self.scores:
+            row = [english_name(score.language), score.language, score.role, f"{score.examples:,}"]
+            row += [percent(score.metrics[metric]) if metric in score.metrics else "" for metric in metrics]
+            if floor_values:
+                row.append(percent(floor_values[score.language]) if score.language in floor_values else "")
+            rows.append(row)
+        return rows
+
+
+def percent(value: float) -> str:
+    """Print a fraction in [0, 1] as percent with one decimal."""
+    return f"{100 * value:.1f}"
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """Render rows of text, header first, as a Markdown table; columns from the fourth on are right-aligned."""
+    header, *body = rows
+    ruler = [":--" if i < 3 else "--:" for i in range(len(header))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ruler, *body])
+
+
+def plain(rows: list[list[str]]) -> str:
+    """Render rows of text, header first, in columns for a terminal."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  " + "  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
