@@ -1,0 +1,1 @@
+"""What every strategy stands on: configuration, losses, the base Trainer, checkpoints, phases."""

@@ -1,0 +1,365 @@
+"""`XLTTrainer`: the stock Trainer with exact loss scaling, sealed checkpoints and evaluation per language.
+
+Departures from `transformers.Trainer`, each for a reason:
+- The task loss is computed here as a sum over units divided by the units of the whole update, because the heads of
+  BERT-like models take `num_items_in_batch` and ignore it, which scales loss and gradients by the number of
+  micro-batches and processes.
+- A checkpoint is sealed after everything is in it, and older ones are deleted only then.
+- Evaluation over languages is one pass over their concatenation, sorted by length.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import EvalPrediction, Trainer
+
+from hf_xlt.errors import ConfigError, RunError
+from hf_xlt.training.checkpoints import rotate, seal
+from hf_xlt.training.languages import LanguageBatches, join_languages, language_metrics
+from hf_xlt.training.loaders import EndlessLoader, concatenate_batches
+from hf_xlt.training.losses import IGNORED, count_units, loss_sum, per_example_losses
+from hf_xlt.training.state import ExtraState
+from hf_xlt.training.window import UpdateWindow
+
+LABEL_NAMES = ("labels", "start_positions", "end_positions")
+
+
+class XLTTrainer(Trainer):
+    """Base of every strategy's trainer.
+
+    A subclass overrides the smallest hook: `compute_loss` when the loss changes, `training_step` when there are
+    several backward passes (then it calls `self.window.advance()` at its end), `strategy_state` and
+    `load_strategy_state` when it trains something besides the model.
+    """
+
+    # Read by the stock `training_step`: our losses are already normalised over the whole update.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        *args: Any,
+        source_languages: Sequence[str] = (),
+        joint_datasets: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Build a trainer; other arguments as for `transformers.Trainer`.
+
+        Args:
+            *args: as for `Trainer`.
+            source_languages: keys of `eval_dataset` that `eval_avg_*` averages over; empty means all of them.
+            joint_datasets: few-shot data per target language. When given, every update takes one batch of each
+                language besides the source batch, and the loss is the mean of the losses per language (Schmidt et
+                al. 2023, the joint few-shot protocol).
+            **kwargs: as for `Trainer`.
+
+        Raises:
+            ConfigError: `nn.DataParallel` would be used, or a joint data set is empty.
+        """
+        super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ConfigError(
+                f"one process sees {self.args.n_gpu} GPUs. Start one process per GPU with `accelerate launch` or "
+                "`torchrun`, or show it a single one with CUDA_VISIBLE_DEVICES."
+            )
+        # Counting units and scaling is done below; the model is never given `num_items_in_batch`.
+        self.model_accepts_loss_kwargs = False
+        self.source_languages = tuple(source_languages)
+        self.joint_datasets = dict(joint_datasets or {})
+        self._joint_loaders: dict[str, EndlessLoader] | None = None
+        self.window: UpdateWindow | None = None
+        self._extra_state = ExtraState(self)
+        self.add_callback(self._extra_state)
+
+    # ---- Training
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train as `Trainer.train`; a checkpoint's extra state is restored with it.
+
+        Raises:
+            RunError: the loss became non-finite.
+        """
+        self._extra_state.resume_from(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Trainer 5.23 checks for the end only after an update, so a run resumed at its last update would do one more.
+        if self._extra_state.training_was_over or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Tensor]:
+        """Fetch the micro-batches of one update and count its units over all of them and all processes.
+
+        Returns:
+            The micro-batches, and the units as a (K,) tensor (K language groups).
+        """
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        window = UpdateWindow(self.args.seed, self.state.global_step, torch.zeros(1))
+        batches = [self._extend(batch, number, window) for number, batch in enumerate(batches)]
+        counts = torch.zeros(1 + len(self.joint_datasets), dtype=torch.float32, device=device)
+        for batch, group in zip(batches, window.groups, strict=True):
+            counts += self._count_units(batch, group).to(device)
+        if self.args.world_size > 1:
+            counts = self.accelerator.reduce(counts, reduction="sum")
+        # An update without a single valid label has loss 0, not 0/0.
+        window.units = counts.clamp(min=1.0)
+        self.window = window
+        return batches, window.units
+
+    def _extend(self, batch: dict[str, Any], number: int, window: UpdateWindow) -> dict[str, Any]:
+        size = _batch_size(batch)
+        slot = number * self.args.world_size + self.args.process_index
+        rows = torch.arange(size) + slot * self._train_batch_size
+        if not self.joint_datasets:
+            window.groups.append(None)
+            window.rows.append(rows)
+            return batch
+        window_size = self.args.gradient_accumulation_steps * self.args.world_size * self._train_batch_size
+        start = window.update * window_size + slot * self._train_batch_size
+        drawn = [
+            {key: value.to(batch[key].device) for key, value in loader.draw(start, self._train_batch_size).items()}
+            for loader in self._joint().values()
+        ]
+        joint_rows = torch.arange(self._train_batch_size) + slot * self._train_batch_size
+        window.rows.append(torch.cat([rows, *[joint_rows] * len(drawn)]))
+        sizes = torch.tensor([size, *[self._train_batch_size] * len(drawn)])
+        window.groups.append(torch.repeat_interleave(torch.arange(len(sizes)), sizes))
+        return concatenate_batches([batch, *drawn], self._pad_values(), self._padding_side())
+
+    def _joint(self) -> dict[str, EndlessLoader]:
+        if self._joint_loaders is None:
+            collate = self._get_collator_with_removed_columns(self.data_collator, description="few-shot")
+            self._joint_loaders = {
+                language: EndlessLoader(dataset, collate, seed=self.args.seed, role="few-shot", language=language)
+                for language, dataset in self.joint_datasets.items()
+            }
+        return self._joint_loaders
+
+    def _pad_values(self) -> dict[str, int]:
+        pad = getattr(self.processing_class, "pad_token_id", None)
+        return {"input_ids": pad if pad is not None else 0, "labels": IGNORED}
+
+    def _padding_side(self) -> str:
+        return getattr(self.processing_class, "padding_side", "right")
+
+    def _count_units(self, batch: Mapping[str, Any], group: Tensor | None) -> Tensor:
+        labels = _labels_of(batch)
+        if not labels:
+            return torch.tensor([float(_batch_size(batch))])
+        if group is None:
+            return count_units(labels).float().reshape(1)
+        counts = torch.zeros(1 + len(self.joint_datasets))
+        for index in range(len(counts)):
+            chosen = {name: values[(group == index).to(values.device)] for name, values in labels.items()}
+            counts[index] = count_units(chosen).cpu()
+        return counts
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None
+    ) -> Tensor:
+        """Do one micro-batch's forward and backward pass.
+
+        Returns:
+            Detached scalar: this micro-batch's share of the update's loss, times the number of processes.
+        """
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.window.advance()
+        return loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """Compute the task loss: sum over units / units of the whole update, times the number of processes.
+
+        Args:
+            model: wrapped or bare.
+            inputs: one batch; it is not changed.
+            return_outputs: also return the model's outputs.
+            num_items_in_batch: (K,) units of the update per language group; None (evaluation) means this batch's.
+
+        Returns:
+            Scalar loss, or (loss, outputs).
+        """
+        labels = _labels_of(inputs)
+        if self.compute_loss_func is not None or not labels:
+            return super().compute_loss(model, dict(inputs), return_outputs, num_items_in_batch)
+        outputs = model(**{key: value for key, value in inputs.items() if key not in labels})
+        loss = self._normalised_loss(outputs, labels, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _normalised_loss(self, outputs: Any, labels: dict[str, Tensor], units: Tensor | None) -> Tensor:
+        config = self._bare_config()
+        if units is None:
+            units, scale = count_units(labels).float().clamp(min=1.0).reshape(1), 1
+        else:
+            scale = self.args.world_size
+        if units.numel() > 1:
+            group = self.window.group.to(units.device)
+            weights = 1.0 / (units * units.numel())
+            return (per_example_losses(outputs, labels, config) * weights[group]).sum() * scale
+        if self.label_smoother is not None and "labels" in labels:
+            return self.label_smoother(outputs, labels["labels"], num_items_in_batch=units[0]) * scale
+        return loss_sum(outputs, labels, config) / units[0] * scale
+
+    def losses_per_example(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+        """Run the model and return each example's summed loss, without label smoothing.
+
+        Args:
+            model: wrapped or bare.
+            inputs: one batch with labels; it is not changed.
+
+        Returns:
+            (B,) float32.
+
+        Raises:
+            ConfigError: the batch has no labels.
+        """
+        labels = _labels_of(inputs)
+        if not labels:
+            raise ConfigError("this strategy needs labels in every training batch.")
+        outputs = model(**{key: value for key, value in inputs.items() if key not in labels})
+        return per_example_losses(outputs, labels, self._bare_config())
+
+    def bare_model(self) -> nn.Module:
+        """Return the model without DDP or compilation wrappers."""
+        return self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
+
+    def _bare_config(self) -> Any:
+        return self.bare_model().config
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as `Trainer.log`, and stop at a loss that is not finite.
+
+        Raises:
+            RunError: the training loss is NaN or infinite.
+        """
+        super().log(logs, start_time)
+        for name in ("loss", "train_loss"):
+            if name in logs and not math.isfinite(logs[name]):
+                raise RunError(
+                    f"the training loss is {logs[name]} at update {self.state.global_step}. Lower the learning rate or "
+                    "the perturbation, check `--max_grad_norm`, or use bf16 in place of fp16."
+                )
+
+    # ---- Evaluation
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Evaluate; a dict of languages is scored in one pass and averaged.
+
+        Args:
+            eval_dataset: one data set (as `Trainer.evaluate`) or `{language: data set}`.
+            ignore_keys: as `Trainer.evaluate`.
+            metric_key_prefix: prefix of every key.
+
+        Returns:
+            `<prefix>_<language>_<metric>`, `<prefix>_avg_<metric>` over source languages, and
+            `<prefix>_target_avg_<metric>` over the others when there are any. `on_evaluate` is called once.
+        """
+        datasets = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not isinstance(datasets, dict):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        start = time.time()
+        predictions = self.predict_languages(datasets, ignore_keys)
+        per_language = {
+            language: language_metrics(prediction, self.compute_metrics, self._bare_config())
+            for language, prediction in predictions.items()
+        }
+        metrics = {
+            f"{metric_key_prefix}_{language}_{name}": value
+            for language, values in per_language.items()
+            for name, value in values.items()
+        }
+        sources = [language for language in per_language if language in self.source_languages] or list(per_language)
+        groups = {"avg": sources, "target_avg": [language for language in per_language if language not in sources]}
+        for group, languages in groups.items():
+            for name in per_language[languages[0]] if languages else ():
+                values = [per_language[language][name] for language in languages]
+                metrics[f"{metric_key_prefix}_{group}_{name}"] = sum(values) / len(values)
+        seconds = time.time() - start
+        count = sum(len(dataset) for dataset in datasets.values())
+        metrics[f"{metric_key_prefix}_runtime"] = round(seconds, 4)
+        metrics[f"{metric_key_prefix}_samples_per_second"] = round(count / max(seconds, 1e-9), 3)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def predict_languages(
+        self, datasets: Mapping[str, Any], ignore_keys: list[str] | None = None
+    ) -> dict[str, EvalPrediction]:
+        """Predict several languages in one pass over their length-sorted concatenation.
+
+        Args:
+            datasets: map-style data sets by language; none empty.
+            ignore_keys: outputs to leave out.
+
+        Returns:
+            Per language the logits and labels in the order of its data set.
+        """
+        joined: LanguageBatches = join_languages(datasets)
+        compute_metrics, self.compute_metrics = self.compute_metrics, None
+        try:
+            # The test loader: Trainer caches evaluation loaders by name when workers are persistent.
+            output = self.evaluation_loop(
+                self.get_test_dataloader(joined.dataset),
+                description="Evaluation",
+                prediction_loss_only=False,
+                ignore_keys=ignore_keys,
+            )
+        finally:
+            self.compute_metrics = compute_metrics
+        return joined.split(output.predictions, output.label_ids)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
+        # Trainer 5.23 shuffles evaluation under `group_by_length`; ours is sorted already and must keep its order.
+        return torch.utils.data.SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
+
+    # ---- Checkpoints
+
+    def strategy_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what the strategy trains or counts besides the model: tensors, and JSON-able values."""
+        return {}, {}
+
+    def load_strategy_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Restore what `strategy_state` returned; called after the optimizer exists, before the first update."""
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            self._extra_state.write(folder)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            seal(folder)
+            best = self.state.best_model_checkpoint
+            rotate(folder.parent, limit, Path(best) if best else None)
+
+
+def _labels_of(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: inputs[name] for name in LABEL_NAMES if inputs.get(name) is not None}
+
+
+def _batch_size(batch: Mapping[str, Any]) -> int:
+    return next(value.shape[0] for value in batch.values() if isinstance(value, Tensor))
