@@ -28,6 +28,7 @@ from hf_xlt.training.losses import IGNORED, count_units, loss_sum, per_example_l
 from hf_xlt.training.state import ExtraState
 from hf_xlt.training.window import UpdateWindow
 
+JOINT = "few-shot"
 LABEL_NAMES = ("labels", "start_positions", "end_positions")
 
 
@@ -47,6 +48,7 @@ class XLTTrainer(Trainer):
         *args: Any,
         source_languages: Sequence[str] = (),
         joint_datasets: Mapping[str, Any] | None = None,
+        role_datasets: Mapping[str, Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
         """Build a trainer; other arguments as for `transformers.Trainer`.
@@ -57,6 +59,8 @@ class XLTTrainer(Trainer):
             joint_datasets: few-shot data per target language. When given, every update takes one batch of each
                 language besides the source batch, and the loss is the mean of the losses per language (Schmidt et
                 al. 2023, the joint few-shot protocol).
+            role_datasets: data sets by role and language that the strategy draws from beside the main loader
+                (`endless_loader`).
             **kwargs: as for `Trainer`.
 
         Raises:
@@ -72,7 +76,8 @@ class XLTTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.source_languages = tuple(source_languages)
         self.joint_datasets = dict(joint_datasets or {})
-        self._joint_loaders: dict[str, EndlessLoader] | None = None
+        self.role_datasets = {role: dict(datasets) for role, datasets in (role_datasets or {}).items()}
+        self._loaders: dict[tuple[str, str], EndlessLoader] = {}
         self.window: UpdateWindow | None = None
         self._extra_state = ExtraState(self)
         self.add_callback(self._extra_state)
@@ -127,23 +132,30 @@ class XLTTrainer(Trainer):
         window_size = self.args.gradient_accumulation_steps * self.args.world_size * self._train_batch_size
         start = window.update * window_size + slot * self._train_batch_size
         drawn = [
-            {key: value.to(batch[key].device) for key, value in loader.draw(start, self._train_batch_size).items()}
-            for loader in self._joint().values()
+            self.endless_loader(JOINT, language).draw(start, self._train_batch_size)
+            for language in self.joint_datasets
         ]
         joint_rows = torch.arange(self._train_batch_size) + slot * self._train_batch_size
         window.rows.append(torch.cat([rows, *[joint_rows] * len(drawn)]))
         sizes = torch.tensor([size, *[self._train_batch_size] * len(drawn)])
         window.groups.append(torch.repeat_interleave(torch.arange(len(sizes)), sizes))
+        device = next(value.device for value in batch.values() if isinstance(value, Tensor))
+        drawn = [{key: other[key].to(device) for key in batch} for other in drawn]
         return concatenate_batches([batch, *drawn], self._pad_values(), self._padding_side())
 
-    def _joint(self) -> dict[str, EndlessLoader]:
-        if self._joint_loaders is None:
-            collate = self._get_collator_with_removed_columns(self.data_collator, description="few-shot")
-            self._joint_loaders = {
-                language: EndlessLoader(dataset, collate, seed=self.args.seed, role="few-shot", language=language)
-                for language, dataset in self.joint_datasets.items()
-            }
-        return self._joint_loaders
+    def endless_loader(self, role: str, language: str) -> EndlessLoader:
+        """Return the endless loader of one role and language; its draws are functions of a position alone.
+
+        Raises:
+            KeyError: no such data were given.
+        """
+        if (role, language) not in self._loaders:
+            dataset = self.joint_datasets[language] if role == JOINT else self.role_datasets[role][language]
+            collate = self._get_collator_with_removed_columns(self.data_collator, description=role)
+            self._loaders[role, language] = EndlessLoader(
+                dataset, collate, seed=self.args.seed, role=role, language=language
+            )
+        return self._loaders[role, language]
 
     def _pad_values(self) -> dict[str, int]:
         pad = getattr(self.processing_class, "pad_token_id", None)

@@ -1,0 +1,283 @@
+"""Data by role: what a run trains on, selects on and scores on, resolved and checked before any model is loaded.
+
+Test sets are inspected here (file, columns, size) and read only for the final scoring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from hf_xlt.data.labels import LabelInventory
+from hf_xlt.data.shots import shot_order
+from hf_xlt.data.sources import Source, make_source
+from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.languages import check_code
+from hf_xlt.tasks import Task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hf_xlt.arguments import DataArguments
+
+TRAINING = "source"
+VALIDATION = "validation"
+TARGET_VALIDATION = "target validation"
+SHOTS = "few-shot"
+SOURCE_TEST = "source test"
+TARGET_TEST = "target"
+AUXILIARY = "auxiliary"
+TEXT = "text"
+ALL_LANGUAGES = "all"
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One split of one language in one role.
+
+    Attributes:
+        role: one of the constants above.
+        language: code as in the data.
+        split: name of the split.
+        source: where it lies.
+        columns: the task's columns by their role in it.
+        rows: number of rows in the split; of few-shot sets `limit` are taken.
+        limit: how many examples to take; None takes all.
+    """
+
+    role: str
+    language: str
+    split: str
+    source: Source
+    columns: Mapping[str, str]
+    rows: int
+    limit: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of examples that are used."""
+        return self.rows if self.limit is None else min(self.rows, self.limit)
+
+    @property
+    def where(self) -> str:
+        """What the data are, for messages."""
+        return f"{self.source.name} ({self.language}, {self.split})"
+
+    def read(self) -> Dataset:
+        """Read the rows, all of them."""
+        return self.source.read(self.language, self.split)
+
+
+@dataclass
+class DataPlan:
+    """The data of a run.
+
+    Attributes:
+        task: the task.
+        source_languages: languages with training labels.
+        target_languages: languages to transfer to.
+        sets: every data set by role, languages in order.
+        shot_seed: seed of the choice of shots.
+        given_labels: class names the user gave, or None.
+        notes: what the user should know, in sentences.
+    """
+
+    task: Task
+    source_languages: tuple[str, ...]
+    target_languages: tuple[str, ...]
+    sets: dict[str, list[DataSet]]
+    shot_seed: int
+    given_labels: Sequence[str] | None
+    notes: list[str] = field(default_factory=list)
+
+    def of_role(self, *roles: str) -> list[DataSet]:
+        """Return the data sets of some roles."""
+        return [entry for role in roles for entry in self.sets.get(role, [])]
+
+    def read_training(self) -> tuple[dict[str, Dataset], LabelInventory | None]:
+        """Read the source training rows and the label inventory.
+
+        Raises:
+            ConfigError: the labels cannot be used.
+        """
+        tables = {entry.language: entry.read() for entry in self.of_role(TRAINING)}
+        if self.task.find_labels is None:
+            return tables, None
+        columns = self.of_role(TRAINING)[0].columns
+        return tables, self.task.find_labels(list(tables.values()), columns, self.given_labels)
+
+    def take_shots(self, entry: DataSet, table: Dataset, inventory: LabelInventory | None) -> Dataset:
+        """Choose a language's few-shot examples: stratified, nested over budgets."""
+        labels = None
+        if self.task.class_column is not None and inventory is not None:
+            labels = inventory.indices(list(table[entry.columns[self.task.class_column]]), None, entry.where)
+        order = shot_order(labels, len(table), seed=self.shot_seed, language=entry.language)
+        return table.select(order[: entry.limit])
+
+
+def resolve_data(
+    arguments: DataArguments, task: Task, *, needs_validation: bool, scores: bool = True, trains: bool = True
+) -> DataPlan:
+    """Find every data set that a run needs and check that it is there, has its columns and is not empty.
+
+    Args:
+        arguments: what the user asked for.
+        task: the task, which names the columns.
+        needs_validation: whether a source validation split is used.
+        scores: whether test sets are scored.
+        trains: whether training sets are read.
+
+    Raises:
+        ConfigError: a file, column, language or split is missing, or a set is empty.
+    """
+    source = make_source(arguments.dataset, arguments.language_column, arguments.source_split)
+    targets = _target_sources(arguments, source)
+    languages = tuple(arguments.source_languages)
+    target_languages, homes = _target_languages(arguments, targets)
+    finder = _Finder(arguments, task)
+    sets: dict[str, list[DataSet]] = {}
+    notes: list[str] = []
+    if trains:
+        sets[TRAINING] = finder.find(TRAINING, {lang: source for lang in languages}, arguments.source_split)
+        sets[AUXILIARY] = finder.find_beside(AUXILIARY, arguments.auxiliary_dataset, arguments.auxiliary_languages)
+        sets[TEXT] = finder.find_beside(TEXT, arguments.text_dataset, arguments.text_languages)
+    if needs_validation:
+        sets[VALIDATION] = finder.find(VALIDATION, {lang: source for lang in languages}, arguments.validation_split)
+    if arguments.select_on_target_validation:
+        sets[TARGET_VALIDATION] = finder.find(TARGET_VALIDATION, homes, arguments.validation_split)
+    if arguments.shots:
+        sets[SHOTS] = finder.find(SHOTS, homes, arguments.few_shot_split, limit=arguments.shots)
+        notes += [
+            f"{entry.where} has {entry.rows} examples, fewer than the {arguments.shots} shots asked for."
+            for entry in sets[SHOTS]
+            if entry.rows < arguments.shots
+        ]
+    if scores:
+        sets[SOURCE_TEST] = list(finder.find_source_test(source, languages, targets, notes))
+        sets[TARGET_TEST] = finder.find(TARGET_TEST, homes, arguments.target_split)
+    _check_same_columns(entry for role in sets if role != TEXT for entry in sets[role])
+    return DataPlan(task, languages, target_languages, sets, arguments.shot_seed, arguments.labels, notes)
+
+
+def _check_same_columns(entries: Iterable[DataSet]) -> None:
+    first: DataSet | None = None
+    for entry in entries:
+        first = first or entry
+        if set(entry.columns) != set(first.columns):
+            lacking, other = sorted([first, entry], key=lambda side: len(side.columns))
+            role = sorted(set(other.columns) - set(lacking.columns))[0]
+            raise ConfigError(
+                f"{other.where} has a `{role}` column (`{other.columns[role]}`), but {lacking.where} has none. "
+                f"All data of a run are single texts or all are pairs; `--{role.replace('_', '-')}-column` names it."
+            )
+
+
+@dataclass
+class _Target:
+    """One `--target-dataset`: its source, and the languages it is limited to."""
+
+    source: Source
+    limited_to: tuple[str, ...]
+
+
+def _target_sources(arguments: DataArguments, source: Source) -> list[_Target]:
+    if not arguments.target_dataset:
+        return [_Target(source, ())]
+    return [_parse_target(spec, arguments.language_column, arguments.target_split) for spec in arguments.target_dataset]
+
+
+def _parse_target(spec: str, language_column: str | None, default_split: str) -> _Target:
+    codes, separator, rest = spec.partition("=")
+    if separator and "/" not in codes and "{" not in codes and "." not in codes:
+        limited = tuple(check_code(code.strip()) for code in codes.split(",") if code.strip())
+        return _Target(make_source(rest, language_column, default_split), limited)
+    return _Target(make_source(spec, language_column, default_split), ())
+
+
+def _target_languages(
+    arguments: DataArguments, targets: Sequence[_Target]
+) -> tuple[tuple[str, ...], dict[str, Source]]:
+    """Choose the target languages, and for each where its data lie: the first source that has it."""
+    homes: dict[str, Source] = {}
+    for target in targets:
+        for language in target.limited_to or target.source.languages(arguments.target_split):
+            homes.setdefault(language, target.source)
+    present = [language for language in homes if language not in arguments.source_languages]
+    if ALL_LANGUAGES in arguments.target_languages:
+        chosen = present
+        if not chosen:
+            raise ConfigError(
+                f"no target language has a `{arguments.target_split}` split in "
+                f"{', '.join(target.source.name for target in targets)}. Check the pattern, or name the split with "
+                "`--target-split`."
+            )
+    else:
+        chosen = list(arguments.target_languages)
+        for language in chosen:
+            if language not in homes:
+                raise ConfigError(
+                    f"target language `{language}` has no `{arguments.target_split}` split in "
+                    f"{', '.join(target.source.name for target in targets)}.{close_match(language, homes)} "
+                    f"Languages there: {', '.join(sorted(homes)) or 'none'}."
+                )
+    return tuple(chosen), {language: homes[language] for language in chosen}
+
+
+@dataclass
+class _Finder:
+    """Looks data sets up and checks them."""
+
+    arguments: DataArguments
+    task: Task
+
+    def find(
+        self, role: str, homes: Mapping[str, Source], split: str, limit: int | None = None
+    ) -> list[DataSet]:
+        return [self._check(role, language, split, source, limit) for language, source in homes.items()]
+
+    def find_beside(self, role: str, specs: Sequence[str] | None, languages: Sequence[str]) -> list[DataSet]:
+        split = getattr(self.arguments, f"{role}_split")
+        found: dict[str, Source] = {}
+        for spec in specs or ():
+            target = _parse_target(spec, self.arguments.language_column, split)
+            for language in target.limited_to or target.source.languages(split):
+                found.setdefault(language, target.source)
+        chosen = list(found) if ALL_LANGUAGES in languages else list(languages)
+        missing = [language for language in chosen if language not in found]
+        if specs and missing:
+            raise ConfigError(
+                f"{role} language `{missing[0]}` is not in the {role} data.{close_match(missing[0], found)} "
+                f"Languages there: {', '.join(sorted(found)) or 'none'}."
+            )
+        return self.find(role, {language: found[language] for language in chosen if language in found}, split)
+
+    def find_source_test(
+        self, source: Source, languages: Sequence[str], targets: Sequence[_Target], notes: list[str]
+    ) -> Iterator[DataSet]:
+        """Find the source languages' test sets; one that is missing costs the transfer gap, not the run."""
+        split = self.arguments.target_split
+        for language in languages:
+            for candidate in (source, *(target.source for target in targets)):
+                try:
+                    present = language in candidate.languages(split)
+                except ConfigError:
+                    continue
+                if present:
+                    yield self._check(SOURCE_TEST, language, split, candidate, None)
+                    break
+            else:
+                notes.append(f"Source language `{language}` has no `{split}` split: no transfer gap can be given for it.")
+
+    def _check(self, role: str, language: str, split: str, source: Source, limit: int | None) -> DataSet:
+        shape = source.inspect(language, split)
+        where = f"{source.name} ({language}, {split})"
+        if shape.rows == 0:
+            raise ConfigError(f"{where} is empty: it has no rows to use as {role} data.")
+        given = {
+            "text": self.arguments.text_column,
+            "text_pair": self.arguments.text_pair_column,
+            "label": self.arguments.label_column,
+        }
+        columns = self.task.find_columns(shape.columns, given, where) if role != TEXT else {}
+        return DataSet(role, language, split, source, columns, shape.rows, limit)

@@ -1,0 +1,228 @@
+"""Loading an encoder with a task's head, and saving it so that plain `AutoModelFor…` loads it.
+
+Models load in float32 unless asked; nothing of this machine goes into the saved config.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_xlt.data.labels import LabelInventory
+from hf_xlt.errors import ConfigError, one_line
+from hf_xlt.files import sync_file, sync_folder
+from hf_xlt.tasks import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED = "embedded"
+_PART = ".final.part"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where an encoder is loaded from.
+
+    Attributes:
+        path: Hub id or directory, for `from_pretrained`.
+        name: how records and cards call it: the Hub id, or the embedded encoder's plain name; None for a directory.
+        revision: branch, tag or commit on the Hub, or None.
+        trust_remote_code: whether to run code that comes with it.
+        attn_implementation: attention kernel, or None for the library's choice.
+    """
+
+    path: str
+    name: str | None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    attn_implementation: str | None = None
+
+    @classmethod
+    def find(cls, model: str, **options: Any) -> ModelSource:
+        """Resolve what the user typed.
+
+        Args:
+            model: Hub id, directory, or `embedded`.
+            **options: the other fields.
+
+        Raises:
+            ConfigError: a path that is no directory.
+        """
+        if model == EMBEDDED:
+            from hf_xlt.embedded import ENCODER_NAME, encoder_directory
+
+            return cls(str(encoder_directory()), ENCODER_NAME, **options)
+        if os.path.isdir(model):
+            if not os.path.isfile(os.path.join(model, "config.json")):
+                raise ConfigError(f"model directory `{model}` holds no `config.json`; give a folder saved by transformers.")
+            return cls(model, None, **options)
+        if model.startswith((".", "/", "~")) or model.count("/") > 1:
+            raise ConfigError(f"model directory `{model}` is missing.")
+        return cls(model, model, **options)
+
+    def _options(self) -> dict[str, Any]:
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer.
+
+        Raises:
+            ConfigError: there is none, or it is not a fast one.
+        """
+        from transformers import AutoTokenizer
+
+        with readable_errors(self.path):
+            tokenizer = AutoTokenizer.from_pretrained(self.path, **self._options())
+        if not tokenizer.is_fast:
+            raise ConfigError(f"model `{self.path}` has no fast tokenizer; convert it or choose another model.")
+        return tokenizer
+
+    def load(self, task: Task, inventory: LabelInventory | None) -> PreTrainedModel:
+        """Load the encoder in float32, with a new head where it has none of the right size.
+
+        Raises:
+            ConfigError: it cannot be loaded, or has no head for the task.
+        """
+        import torch
+
+        with readable_errors(self.path), _quiet():
+            model = _auto_class(task).from_pretrained(
+                self.path,
+                dtype=torch.float32,
+                attn_implementation=self.attn_implementation,
+                ignore_mismatched_sizes=True,
+                **_label_settings(inventory),
+                **self._options(),
+            )
+        return self._anonymous(model)
+
+    def load_random(self, task: Task, inventory: LabelInventory | None) -> PreTrainedModel:
+        """Build the same architecture with random weights, in float32."""
+        import torch
+        from transformers import AutoConfig
+
+        with readable_errors(self.path):
+            config = AutoConfig.from_pretrained(self.path, **_label_settings(inventory), **self._options())
+            model = _auto_class(task).from_config(
+                config,
+                dtype=torch.float32,
+                attn_implementation=self.attn_implementation,
+                trust_remote_code=self.trust_remote_code,
+            )
+        return self._anonymous(model)
+
+    def load_trained(self, task: Task) -> PreTrainedModel:
+        """Load a model whose head was trained, for scoring.
+
+        Raises:
+            ConfigError: weights are missing or do not fit: the head was never trained for this task.
+        """
+        import torch
+
+        with readable_errors(self.path), _quiet():
+            model, report = _auto_class(task).from_pretrained(
+                self.path, dtype=torch.float32, output_loading_info=True, **self._options()
+            )
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise ConfigError(
+                f"`{self.path}` has no trained head for {task.name}: {', '.join(missing[:3])} "
+                f"{'is' if len(missing) == 1 else 'are'} missing. Give the output of a run, or a model fine-tuned for it."
+            )
+        return self._anonymous(model)
+
+    def _anonymous(self, model: PreTrainedModel) -> PreTrainedModel:
+        model.config._name_or_path = self.name or ""
+        model.name_or_path = self.name or ""
+        return model
+
+
+def _auto_class(task: Task) -> Any:
+    import transformers
+
+    return getattr(transformers, task.auto_model)
+
+
+def _label_settings(inventory: LabelInventory | None) -> dict[str, Any]:
+    if inventory is None:
+        return {}
+    return {"num_labels": len(inventory), "id2label": inventory.id2label, "label2id": inventory.label2id}
+
+
+@contextlib.contextmanager
+def readable_errors(path: str) -> Iterator[None]:
+    """Turn the many errors of `from_pretrained` into one sentence.
+
+    Raises:
+        ConfigError: whatever kept the model from loading.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
+        raise ConfigError(f"model `{path}` cannot be loaded: {_reason(error)}") from error
+    except Exception as error:
+        # safetensors raises an exception class of its own that derives from nothing else.
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise ConfigError(
+            f"model `{path}` cannot be loaded: its weights are damaged or cut off ({one_line(error)}). "
+            "Copy or download it again."
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    text = one_line(error)
+    if "Unrecognized configuration class" in text:
+        return "its architecture has no head for this task. Choose an encoder such as `xlm-roberta-base`."
+    if "trust_remote_code" in text:
+        return "it comes with its own Python code. Read that code, and add `--trust-remote-code` if you trust it."
+    if "is not a local folder" in text or "not a valid model identifier" in text:
+        return "no such directory, and no such model on the Hub. Check the spelling, or log in if it is private."
+    if "offline" in text.lower() or "connect" in text.lower() or "couldn't connect" in text.lower():
+        return "the Hub cannot be reached and the model is not in the cache. Check the network, or give a directory."
+    return text
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the report on the head's new weights, which is what fine-tuning expects."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def save_final(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save model and tokenizer into a folder: written beside, made durable, then moved in file by file.
+
+    Raises:
+        OSError: the disk is full or not writable; what the folder held is untouched.
+    """
+    part = folder / _PART
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        for path in part.iterdir():
+            sync_file(path)
+        for path in sorted(part.iterdir()):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    sync_folder(folder)

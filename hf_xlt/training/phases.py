@@ -1,0 +1,256 @@
+"""A run as a list of phases; a plain strategy has one.
+
+Each phase is one `Trainer.train()` with its own optimizer, schedule and checkpoints, in
+`output_dir/phase-<i>-<name>/`, or directly in `output_dir` when there is only one. `phases.json` is replaced after a
+phase's final model is complete, so a killed run never skips a phase nor repeats a finished one.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from hf_xlt.errors import Interrupted, RunError
+from hf_xlt.files import write_json
+from hf_xlt.models import save_final
+from hf_xlt.training.checkpoints import newest_complete, remove_incomplete, step_of
+from hf_xlt.training.interruption import InterruptionCallback, InterruptionFlag
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hf_xlt.registry import Strategy
+    from hf_xlt.tasks import Task
+    from hf_xlt.training.trainer import XLTTrainer
+
+LEDGER_NAME = "phases.json"
+FINAL_NAME = "final"
+TRAIN = "train"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One training of a run.
+
+    Attributes:
+        name: part of its folder's name.
+        build: makes its trainer from the context, the phase's folder, and the model folder that the phase before
+            left (None for the first).
+    """
+
+    name: str
+    build: Callable[[RunContext, Path, Path | None], XLTTrainer]
+
+
+@dataclass
+class RunContext:
+    """What phases are built from.
+
+    Attributes:
+        strategy: registry entry.
+        config: the run's config; phases copy it.
+        task: the task.
+        tokenizer: tokenizer, saved with every model.
+        load_model: loads the run's encoder, or the model in a folder.
+        training: features to train on.
+        validation: features to select on, by language.
+        source_languages: languages that `eval_avg_*` averages over.
+        joint: few-shot features by language for joint training; empty otherwise.
+        roles: features by role and language for what the strategy draws from beside the main loader.
+        compute_metrics: the task's metrics.
+        flag: whether a signal asked the run to stop.
+        patience: evaluations without progress before stopping early, or None.
+        extra_callbacks: further callbacks, made anew for every phase.
+    """
+
+    strategy: Strategy
+    config: Any
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    load_model: Callable[[Path | None], PreTrainedModel]
+    training: Any
+    validation: Mapping[str, Any]
+    source_languages: Sequence[str]
+    joint: Mapping[str, Any]
+    roles: Mapping[str, Mapping[str, Any]]
+    compute_metrics: Any
+    flag: InterruptionFlag
+    patience: int | None = None
+    extra_callbacks: Callable[[], list[TrainerCallback]] = list
+
+    def config_for(self, folder: Path, **changes: Any) -> Any:
+        """Copy the run's config for one phase.
+
+        Args:
+            folder: the phase's folder.
+            **changes: fields that differ, as already resolved values.
+        """
+        config = copy.copy(self.config)
+        config.output_dir = str(folder)
+        for name, value in changes.items():
+            setattr(config, name, value)
+        return config
+
+    def build_trainer(
+        self, trainer_cls: type[XLTTrainer], config: Any, model: PreTrainedModel, **changes: Any
+    ) -> XLTTrainer:
+        """Make a trainer with everything that phases share.
+
+        Args:
+            trainer_cls: its class.
+            config: of the phase.
+            model: to train.
+            **changes: constructor arguments that differ.
+        """
+        callbacks = [InterruptionCallback(self.flag), *self.extra_callbacks()]
+        if self.patience is not None:
+            callbacks.append(EarlyStoppingCallback(early_stopping_patience=self.patience))
+        arguments = {
+            "model": model,
+            "args": config,
+            "data_collator": self.task.collator(self.tokenizer),
+            "train_dataset": self.training,
+            "eval_dataset": dict(self.validation) or None,
+            "processing_class": self.tokenizer,
+            "compute_metrics": self.compute_metrics,
+            "callbacks": callbacks,
+            "source_languages": self.source_languages,
+            "joint_datasets": self.joint,
+            "role_datasets": self.roles,
+        }
+        return trainer_cls(**{**arguments, **changes})
+
+    def phases(self) -> Sequence[Phase]:
+        """Return the strategy's phases."""
+        return self.strategy.phases(self.config) if self.strategy.phases else [Phase(TRAIN, _single_phase)]
+
+
+def _single_phase(context: RunContext, folder: Path, previous: Path | None) -> XLTTrainer:
+    return context.build_trainer(context.strategy.trainer_cls, context.config_for(folder), context.load_model(previous))
+
+
+@dataclass
+class Ledger:
+    """Which phases are done; lies in `phases.json`.
+
+    Attributes:
+        folder: the run's output directory.
+        done: name, updates, seconds, training loss of each finished phase.
+    """
+
+    folder: Path
+    done: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, folder: Path) -> Ledger:
+        """Read a run's ledger; a run without one has no phase done.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        path = folder / LEDGER_NAME
+        if not path.is_file():
+            return cls(folder)
+        try:
+            return cls(folder, json.loads(path.read_text(encoding="utf-8"))["phases"])
+        except (ValueError, KeyError) as error:
+            raise RunError(f"`{path}` is damaged; delete the run, or start anew with `--overwrite`.") from error
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Mark a phase as done, atomically."""
+        self.done.append(entry)
+        write_json(self.folder / LEDGER_NAME, {"phases": self.done})
+
+
+def phase_folders(phases: Sequence[Phase], folder: Path) -> list[tuple[Path, Path]]:
+    """Return each phase's folder and the folder of its final model."""
+    if len(phases) == 1:
+        return [(folder, folder)]
+    own = [folder / f"phase-{index}-{phase.name}" for index, phase in enumerate(phases)]
+    return [(path, path / FINAL_NAME) for path in own]
+
+
+def run_phases(context: RunContext, folder: Path, resume: bool) -> tuple[XLTTrainer | None, Ledger]:
+    """Train all phases that are not done yet; the last one's model ends in `folder`.
+
+    Args:
+        context: what phases are built from.
+        folder: the run's output directory; it exists.
+        resume: continue from the newest complete checkpoint of the phase that was cut short.
+
+    Returns:
+        The last phase's trainer, or None when every phase was done before; and the ledger.
+
+    Raises:
+        Interrupted: a signal stopped the run; its checkpoint is saved.
+        RunError: training failed in a way that the message explains.
+    """
+    phases, ledger, trainer, previous = context.phases(), Ledger.read(folder), None, None
+    for index, (phase, (own, final)) in enumerate(zip(phases, phase_folders(phases, folder), strict=True)):
+        if index < len(ledger.done):
+            previous = final
+            continue
+        trainer = phase.build(context, own, previous)
+        entry = _train(trainer, phase, own, resume)
+        if trainer.args.should_save:
+            final.mkdir(parents=True, exist_ok=True)
+            save_final(trainer.bare_model(), context.tokenizer, final)
+            if index == len(phases) - 1 and final != folder:
+                _publish(final, folder)
+            ledger.add(entry)
+        else:
+            ledger.done.append(entry)
+        trainer.accelerator.wait_for_everyone()
+        previous = final
+    return trainer, ledger
+
+
+def _train(trainer: XLTTrainer, phase: Phase, folder: Path, resume: bool) -> dict[str, Any]:
+    checkpoint = None
+    if resume:
+        if trainer.args.should_save:
+            remove_incomplete(folder)
+        trainer.accelerator.wait_for_everyone()
+        checkpoint = newest_complete(folder)
+    start = time.monotonic()
+    try:
+        output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        # A signal from here on stops at once: there is nothing left to save.
+        _end_of_training(trainer)
+    if any(cb.stopped for cb in trainer.callback_handler.callbacks if isinstance(cb, InterruptionCallback)):
+        step = trainer.state.global_step
+        raise Interrupted(f"stopped after update {step} of {trainer.state.max_steps}; `checkpoint-{step}` is saved.")
+    return {
+        "name": phase.name,
+        "updates": output.global_step,
+        "resumed_from": step_of(checkpoint) if checkpoint else None,
+        "seconds": round(time.monotonic() - start, 2),
+        "training_loss": output.training_loss,
+        "selected_checkpoint": _selected(trainer),
+    }
+
+
+def _end_of_training(trainer: XLTTrainer) -> None:
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, InterruptionCallback):
+            callback.flag.training = False
+
+
+def _selected(trainer: XLTTrainer) -> int | None:
+    best = trainer.state.best_model_checkpoint
+    return step_of(Path(best)) if trainer.args.load_best_model_at_end and best else None
+
+
+def _publish(final: Path, folder: Path) -> None:
+    for path in final.iterdir():
+        if path.is_file():
+            shutil.copy2(path, folder / path.name)
