@@ -38,7 +38,9 @@ class RunArguments:
     resume: bool = field(
         default=False, metadata={"help": "Continue the run in --output_dir from its newest complete checkpoint."}
     )
-    overwrite: bool = field(default=False, metadata={"help": "Delete the run that --output_dir holds, and start anew."})
+    overwrite: bool = field(
+        default=False, metadata={"help": "Delete the run that --output_dir holds, and start anew."}
+    )
     dry_run: bool = field(default=False, metadata={"help": "Print what would be run, and stop."})
     floor: bool = field(
         default=True,
@@ -82,14 +84,14 @@ class DataArguments:
     dataset: str | None = field(
         default=None,
         metadata={
-            "help": "Source data: a pattern such as topic/{split}.{lang}.parquet (also .jsonl .json .csv .tsv), one file "
-            "with a language column, a Hub id (ORG/NAME, or ORG/NAME:{lang}), or `embedded`."
+            "help": "Source data: a pattern such as topic/{split}.{lang}.parquet (also .jsonl .json .csv .tsv), one "
+            "file with a language column, a Hub id (ORG/NAME, or ORG/NAME:{lang}), or `embedded`."
         },
     )
     target_dataset: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Target data where they differ from --dataset; repeatable; `sw,yo=PATTERN` limits one to languages.",
+            "help": "Target data where they differ from --dataset; repeatable; `sw,yo=PATTERN` names its languages.",
             "action": "extend",
         },
     )
@@ -98,7 +100,9 @@ class DataArguments:
     )
     target_languages: list[str] | None = field(
         default=None,
-        metadata={"help": "Languages to transfer to, separated by commas, or `all` others of the target data (default)."},
+        metadata={
+            "help": "Languages to transfer to, separated by commas, or `all` others of the target data (default)."
+        },
     )
     source_split: str = field(default="train", metadata={"help": "Split of the source data to train on."})
     validation_split: str = field(default="validation", metadata={"help": "Split to select checkpoints on."})
@@ -247,7 +251,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     defaults = default_settings(strategy, explicit)
     tokens = [
         *as_tokens({key: value for key, value in defaults.items() if key not in explicit}),
-        *as_tokens({key: value for key, value in from_file.values()}),
+        *as_tokens(dict(from_file.values())),
         *argv,
     ]
     *groups, rest = parser.parse_args_into_dataclasses(tokens, return_remaining_strings=True, look_for_args_file=False)
@@ -271,7 +275,7 @@ def build_parser(strategy: Strategy) -> Any:
         (RunArguments, ModelArguments, DataArguments, strategy.config_cls),
         prog="hf-xlt run",
         allow_abbrev=False,
-        description=f"Train on source languages, score on target languages. Known strategies: {', '.join(STRATEGIES)}. "
+        description=f"Train on source languages, score on target languages. Strategies: {', '.join(STRATEGIES)}. "
         "Every field of `transformers.TrainingArguments` and of the chosen strategy is an argument; `a_b` may be "
         "written `a-b`.",
     )
@@ -299,7 +303,7 @@ def read_yaml(path: str) -> dict[str, Any]:
         raise ConfigError(f"config file `{path}` cannot be read as YAML: {error}") from error
     if not isinstance(settings or {}, dict):
         raise ConfigError(f"config file `{path}` must be a mapping from argument names to values.")
-    return {str(key): value for key, value in (settings or {}).items()}
+    return dict(settings or {})
 
 
 def as_tokens(settings: Mapping[str, Any]) -> list[str]:
@@ -397,7 +401,9 @@ def _check_roles(strategy: Strategy, data: DataArguments) -> None:
         if role in strategy.roles and not given:
             raise ConfigError(f"strategy `{strategy.name}` needs {how}.")
         if given and role not in (*strategy.roles, *strategy.optional_roles):
-            raise ConfigError(f"strategy `{strategy.name}` takes no {role} data; leave `--{name.replace('_', '-')}` out.")
+            raise ConfigError(
+                f"strategy `{strategy.name}` takes no {role} data; leave `--{name.replace('_', '-')}` out."
+            )
 
 
 def non_default(arguments: Arguments) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class ModelSource:
             return cls(str(encoder_directory()), ENCODER_NAME, **options)
         if os.path.isdir(model):
             if not os.path.isfile(os.path.join(model, "config.json")):
-                raise ConfigError(f"model directory `{model}` holds no `config.json`; give a folder saved by transformers.")
+                raise ConfigError(f"model directory `{model}` holds no `config.json`; give a saved model.")
             return cls(model, None, **options)
         if model.startswith((".", "/", "~")) or model.count("/") > 1:
             raise ConfigError(f"model directory `{model}` is missing.")
@@ -133,7 +133,7 @@ class ModelSource:
         if missing:
             raise ConfigError(
                 f"`{self.path}` has no trained head for {task.name}: {', '.join(missing[:3])} "
-                f"{'is' if len(missing) == 1 else 'are'} missing. Give the output of a run, or a model fine-tuned for it."
+                f"{'is' if len(missing) == 1 else 'are'} missing. Give a run's output, or a model fine-tuned for it."
             )
         return self._anonymous(model)
 

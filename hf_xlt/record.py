@@ -129,7 +129,9 @@ class RunRecord:
         """
         path = Path(folder) / RECORD_NAME
         if not path.is_file():
-            raise ConfigError(f"`{folder}` holds no run: `{RECORD_NAME}` is missing. Give the output directory of a run.")
+            raise ConfigError(
+                f"`{folder}` holds no run: `{RECORD_NAME}` is missing. Give the output directory of a run."
+            )
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:

@@ -128,7 +128,9 @@ def _encode_texts(table: Dataset, encoding: Encoding) -> Dataset:
         texts.append(_texts(table, encoding.columns["text_pair"], encoding.where))
     features = dict(encoding.tokenizer(*texts, truncation=True, max_length=encoding.max_length))
     column = encoding.columns["label"]
-    named = table[LABEL_TEXT_COLUMN] if LABEL_TEXT_COLUMN in table.column_names and column != LABEL_TEXT_COLUMN else None
+    named = (
+        table[LABEL_TEXT_COLUMN] if LABEL_TEXT_COLUMN in table.column_names and column != LABEL_TEXT_COLUMN else None
+    )
     features["labels"] = encoding.inventory.indices(list(table[column]), named, encoding.where)
     features["length"] = [len(ids) for ids in features["input_ids"]]
     return Dataset.from_dict(features)

@@ -116,7 +116,9 @@ def find_inventory(tables: Sequence[Dataset], column: str, given: Sequence[str] 
 def _names_of_indices(tables: Sequence[Dataset], column: str, values: set[int]) -> tuple[str, ...]:
     lowest = min(value for value in values if value is not None)
     if lowest < 0:
-        raise ConfigError(f"column `{column}` of the source training data holds the label {lowest}; classes are 0, 1, …")
+        raise ConfigError(
+            f"column `{column}` of the source training data holds the label {lowest}; classes are 0, 1, …"
+        )
     names = {index: f"LABEL_{index}" for index in range(max(value for value in values if value is not None) + 1)}
     for table in tables:
         if LABEL_TEXT_COLUMN in table.column_names and LABEL_TEXT_COLUMN != column:

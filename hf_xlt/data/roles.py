@@ -139,11 +139,11 @@ def resolve_data(
     sets: dict[str, list[DataSet]] = {}
     notes: list[str] = []
     if trains:
-        sets[TRAINING] = finder.find(TRAINING, {lang: source for lang in languages}, arguments.source_split)
+        sets[TRAINING] = finder.find(TRAINING, dict.fromkeys(languages, source), arguments.source_split)
         sets[AUXILIARY] = finder.find_beside(AUXILIARY, arguments.auxiliary_dataset, arguments.auxiliary_languages)
         sets[TEXT] = finder.find_beside(TEXT, arguments.text_dataset, arguments.text_languages)
     if needs_validation:
-        sets[VALIDATION] = finder.find(VALIDATION, {lang: source for lang in languages}, arguments.validation_split)
+        sets[VALIDATION] = finder.find(VALIDATION, dict.fromkeys(languages, source), arguments.validation_split)
     if arguments.select_on_target_validation:
         sets[TARGET_VALIDATION] = finder.find(TARGET_VALIDATION, homes, arguments.validation_split)
     if arguments.shots:
@@ -184,7 +184,9 @@ class _Target:
 def _target_sources(arguments: DataArguments, source: Source) -> list[_Target]:
     if not arguments.target_dataset:
         return [_Target(source, ())]
-    return [_parse_target(spec, arguments.language_column, arguments.target_split) for spec in arguments.target_dataset]
+    return [
+        _parse_target(spec, arguments.language_column, arguments.target_split) for spec in arguments.target_dataset
+    ]
 
 
 def _parse_target(spec: str, language_column: str | None, default_split: str) -> _Target:
@@ -231,9 +233,7 @@ class _Finder:
     arguments: DataArguments
     task: Task
 
-    def find(
-        self, role: str, homes: Mapping[str, Source], split: str, limit: int | None = None
-    ) -> list[DataSet]:
+    def find(self, role: str, homes: Mapping[str, Source], split: str, limit: int | None = None) -> list[DataSet]:
         return [self._check(role, language, split, source, limit) for language, source in homes.items()]
 
     def find_beside(self, role: str, specs: Sequence[str] | None, languages: Sequence[str]) -> list[DataSet]:
@@ -267,7 +267,9 @@ class _Finder:
                     yield self._check(SOURCE_TEST, language, split, candidate, None)
                     break
             else:
-                notes.append(f"Source language `{language}` has no `{split}` split: no transfer gap can be given for it.")
+                notes.append(
+                    f"Source language `{language}` has no `{split}` split: no transfer gap can be given for it."
+                )
 
     def _check(self, role: str, language: str, split: str, source: Source, limit: int | None) -> DataSet:
         shape = source.inspect(language, split)

@@ -82,9 +82,7 @@ class FileSource:
         filled = self.pattern.replace("{split}", split)
         before, after = filled.split("{lang}", 1)
         shape = re.compile(re.escape(before) + r"(?P<lang>[A-Za-z0-9_-]+)" + re.escape(after))
-        found = (
-            shape.fullmatch(path) for path in glob.glob(glob.escape(before) + "*" + after.replace("{lang}", "*"))
-        )
+        found = (shape.fullmatch(path) for path in glob.glob(glob.escape(before) + "*" + after.replace("{lang}", "*")))
         return sorted({match["lang"] for match in found if match})
 
     def _path(self, language: str, split: str) -> Path:
@@ -148,7 +146,7 @@ class ColumnSource:
             return select_equal(table, SPLIT_COLUMN, split)
         if split != self.default_split:
             raise ConfigError(
-                f"`{path}` is a single set, used as `{self.default_split}`, and has no `{SPLIT_COLUMN}` column to take "
+                f"`{path}` is a single set, used as `{self.default_split}`, without a `{SPLIT_COLUMN}` column to take "
                 f"`{split}` from. Give a pattern with {{split}}, or a separate file for the role that needs `{split}`."
             )
         return table
@@ -159,8 +157,8 @@ class ColumnSource:
             if column in table.column_names:
                 return column
         raise ConfigError(
-            f"`{self._path(split)}` must contain a column that names the language ({' or '.join(wanted)}); its columns "
-            f"are {', '.join(table.column_names)}. Name it with `--language-column`, or use {{lang}} in the pattern."
+            f"`{self._path(split)}` must contain a column that names the language ({' or '.join(wanted)}); it has "
+            f"{', '.join(table.column_names)}. Name it with `--language-column`, or use {{lang}} in the pattern."
         )
 
     def languages(self, split: str) -> list[str]:
@@ -234,7 +232,9 @@ class HubSource:
         try:
             return get_dataset_config_names(self.path)
         except Exception as error:
-            raise ConfigError(f"data set `{self.path}` cannot be found: {error} Check the id and the network.") from error
+            raise ConfigError(
+                f"data set `{self.path}` cannot be found: {error} Check the id and the network."
+            ) from error
 
     def languages(self, split: str) -> list[str]:
         """Return the languages among the configuration names, or in the language column."""

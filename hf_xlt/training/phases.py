@@ -134,7 +134,9 @@ class RunContext:
 
 
 def _single_phase(context: RunContext, folder: Path, previous: Path | None) -> XLTTrainer:
-    return context.build_trainer(context.strategy.trainer_cls, context.config_for(folder), context.load_model(previous))
+    return context.build_trainer(
+        context.strategy.trainer_cls, context.config_for(folder), context.load_model(previous)
+    )
 
 
 @dataclass

@@ -263,8 +263,8 @@ class XLTTrainer(Trainer):
         for name in ("loss", "train_loss"):
             if name in logs and not math.isfinite(logs[name]):
                 raise RunError(
-                    f"the training loss is {logs[name]} at update {self.state.global_step}. Lower the learning rate or "
-                    "the perturbation, check `--max_grad_norm`, or use bf16 in place of fp16."
+                    f"the training loss is {logs[name]} at update {self.state.global_step}. Lower the learning "
+                    "rate or the perturbation, check `--max_grad_norm`, or use bf16 in place of fp16."
                 )
 
     # ---- Evaluation

@@ -1,0 +1,1 @@
+"""The `hf-xlt` command: one file per sub-command, torch imported inside the command only."""

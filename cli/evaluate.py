@@ -1,0 +1,62 @@
+"""`hf-xlt evaluate`: score a run, a model directory or a Hub model on the languages of a data set."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command("evaluate")
+    def evaluate(
+        model: str = typer.Argument(..., help="Run directory, model directory, or Hub id."),
+        dataset: str = typer.Option(None, help="Data, as for `hf-xlt run`. Default: the embedded task of a demo run."),
+        target_dataset: list[str] = typer.Option(None, help="Target data where they differ; repeatable."),
+        source_languages: str = typer.Option("en", help="Source languages, separated by commas."),
+        target_languages: str = typer.Option("all", help="Target languages, separated by commas, or `all`."),
+        target_split: str = typer.Option("test", help="Split to score."),
+        task: str = typer.Option("text-classification", help="Kind of task."),
+        text_column: str = typer.Option(None, help="Column of the text."),
+        text_pair_column: str = typer.Option(None, help="Column of the second text of a pair."),
+        label_column: str = typer.Option(None, help="Column of the label."),
+        language_column: str = typer.Option(None, help="Column of the language."),
+        max_length: int = typer.Option(128, help="Longest input in tokens."),
+        batch_size: int = typer.Option(64, help="Examples per batch."),
+        revision: str = typer.Option(None, help="Branch, tag or commit on the Hub."),
+        output_dir: str = typer.Option(None, help="Where to write. Default: beside the run, or `evaluations/`."),
+        as_json: bool = typer.Option(False, "--json", help="Print one JSON document instead of the table."),
+        overwrite: bool = typer.Option(False, help="Replace results that are there."),
+    ) -> None:
+        """Score a model per language; writes results.json, results.md and results.png."""
+        from hf_xlt.arguments import DataArguments
+        from hf_xlt.results import plain
+        from hf_xlt.scoring import evaluate_model
+
+        data = DataArguments(
+            task=task,
+            dataset=dataset,
+            target_dataset=target_dataset or None,
+            source_languages=[source_languages],
+            target_languages=[target_languages],
+            target_split=target_split,
+            text_column=text_column,
+            text_pair_column=text_pair_column,
+            label_column=label_column,
+            language_column=language_column,
+            max_length=max_length,
+        )
+        results, folder, notes = evaluate_model(
+            model, data, batch_size=batch_size, revision=revision, output_dir=output_dir, overwrite=overwrite
+        )
+        if as_json:
+            print(json.dumps(results.to_dict(), ensure_ascii=False))
+            return
+        print(plain(results.table()) + "\n")
+        for line in results.summary_lines():
+            print(f"  {line}")
+        for note in notes:
+            print(f"  Note: {note}")
+        print(f"\nSaved in {folder}: results.json, results.md, results.png (with matplotlib).")

@@ -1,0 +1,162 @@
+"""Filling the run record from what a run was asked, found and did."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Sequence
+from typing import Any
+
+from hf_xlt.arguments import Arguments, non_default
+from hf_xlt.data.roles import DataPlan
+from hf_xlt.environment import hardware, shareable_arguments, shareable_command, versions
+from hf_xlt.errors import ConfigError
+from hf_xlt.languages import english_name, iso_code
+from hf_xlt.preparation import Prepared
+from hf_xlt.record import RunRecord
+
+# Not settings of the result: where things lie, what is shown, who is asked.
+_HIDDEN = frozenset(
+    "output_dir logging_dir run_name config resume overwrite dry_run traceback hub_token hub_model_id hub_revision "
+    "push_to_hub hub_strategy hub_private_repo hub_always_push resume_from_checkpoint deepspeed project "
+    "trackio_space_id report_to disable_tqdm log_level log_level_replica logging_dir local_rank floor threads use_cpu "
+    "logging_steps logging_strategy logging_first_step accelerator_config fsdp_config model dataset target_dataset "
+    "auxiliary_dataset text_dataset".split()
+)
+
+
+def start_record(
+    arguments: Arguments, prepared: Prepared, selection: dict[str, Any], argv: Sequence[str]
+) -> RunRecord:
+    """Make the record of a run that is about to start.
+
+    Args:
+        arguments: what the user asked for.
+        prepared: what was found.
+        selection: what chooses the checkpoint.
+        argv: the command's arguments.
+    """
+    strategy, plan, task = arguments.strategy, prepared.plan, prepared.plan.task
+    data = arguments.data
+    return RunRecord(
+        strategy={
+            "name": strategy.name,
+            "title": strategy.title,
+            "summary": strategy.summary,
+            "notes": strategy.notes,
+            "paper": dataclasses.asdict(strategy.paper) if strategy.paper else None,
+        },
+        task={
+            "name": task.name,
+            "pipeline_tag": task.pipeline_tag,
+            "auto_model": task.auto_model,
+            "metric": task.metric,
+        },
+        arguments=resolved(arguments),
+        settings=shareable_arguments(non_default(arguments), _HIDDEN),
+        model={"name": prepared.model.name, "revision": arguments.model.model_revision},
+        data=describe_data(plan),
+        languages=describe_languages(plan),
+        labels=list(prepared.inventory.names) if prepared.inventory else [],
+        few_shot={"shots": data.shots, "shot_seed": data.shot_seed, "mode": data.few_shot_mode}
+        if data.shots
+        else None,
+        seeds={"seed": arguments.config.seed, **({"shot_seed": data.shot_seed} if data.shots else {})},
+        selection=selection,
+        versions=versions(),
+        command=shareable_command(argv),
+        demo=arguments.embedded,
+        created=datetime.datetime.now(datetime.UTC).date().isoformat(),
+    )
+
+
+def resolved(arguments: Arguments) -> dict[str, Any]:
+    """Return every shareable resolved argument by name."""
+    groups = (arguments.run, arguments.model, arguments.data, arguments.config)
+    values = {entry.name: getattr(group, entry.name) for group in groups for entry in dataclasses.fields(group)}
+    return shareable_arguments(values, _HIDDEN)
+
+
+def describe_data(plan: DataPlan) -> dict[str, Any]:
+    """Describe each role's data: where from, which split, how many, and a hash of what was used.
+
+    Test sets are hashed when they have been read, by `add_test_fingerprints`.
+    """
+    described: dict[str, Any] = {}
+    for role, entries in plan.sets.items():
+        if entries:
+            described[role] = {
+                "sources": sorted({entry.source.name for entry in entries}),
+                "hub_ids": sorted({entry.source.hub_id for entry in entries if entry.source.hub_id}),
+                "split": entries[0].split,
+                "examples": {entry.language: entry.size for entry in entries},
+                "fingerprints": {
+                    entry.language: entry.source.fingerprint(entry.language, entry.split)
+                    for entry in entries
+                    if not _is_test(role)
+                },
+            }
+    return described
+
+
+def add_test_fingerprints(record: RunRecord, plan: DataPlan) -> None:
+    """Add the hashes of the test sets, once they have been read for scoring."""
+    for role, entries in plan.sets.items():
+        if entries and _is_test(role):
+            record.data[role]["fingerprints"] = {
+                entry.language: entry.source.fingerprint(entry.language, entry.split) for entry in entries
+            }
+
+
+def _is_test(role: str) -> bool:
+    from hf_xlt.data.roles import SOURCE_TEST, TARGET_TEST
+
+    return role in (SOURCE_TEST, TARGET_TEST)
+
+
+def describe_languages(plan: DataPlan) -> dict[str, list[dict[str, str]]]:
+    """Name the languages of each role."""
+    groups = {"source": plan.source_languages, "target": plan.target_languages}
+    auxiliary = [entry.language for entry in plan.sets.get("auxiliary", [])]
+    if auxiliary:
+        groups["auxiliary"] = tuple(auxiliary)
+    return {
+        role: [{"code": code, "iso": iso_code(code), "name": english_name(code)} for code in codes]
+        for role, codes in groups.items()
+    }
+
+
+def complete_hardware(record: RunRecord, arguments: Arguments, threads: int, model: Any) -> None:
+    """Add what is known only once the model is loaded."""
+    record.hardware = hardware(arguments.config, threads)
+    record.model["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    record.model["model_type"] = model.config.model_type
+
+
+def check_same_run(record: RunRecord, arguments: Arguments, plan: DataPlan, labels: Sequence[str]) -> None:
+    """Check that `--resume` continues the run that was started.
+
+    Raises:
+        ConfigError: the strategy, a setting or the data differ.
+    """
+    if record.strategy["name"] != arguments.strategy.name:
+        raise ConfigError(
+            f"the run to resume is of strategy `{record.strategy['name']}`, not `{arguments.strategy.name}`. "
+            "Repeat its command and add `--resume`."
+        )
+    now = resolved(arguments)
+    for name in sorted(set(now) | set(record.arguments)):
+        if now.get(name) != record.arguments.get(name):
+            raise ConfigError(
+                f"the run to resume was started with `{name}` {record.arguments.get(name)!r}, not {now.get(name)!r}. "
+                "Repeat its command and add `--resume`, or start anew in another `--output-dir`."
+            )
+    if list(labels) != record.labels:
+        raise ConfigError("the run to resume has other labels: the source training data have changed since.")
+    described = describe_data(plan)
+    for role in set(described) | set(record.data):
+        before, after = (side.get(role, {}).get("fingerprints") for side in (record.data, described))
+        if not _is_test(role) and before != after:
+            raise ConfigError(
+                f"the {role} data have changed since the run was started; start anew in another `--output-dir`."
+            )

@@ -1,0 +1,90 @@
+"""What a run ran on: versions, processor, device; and its command without anything of this machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from hf_xlt.data.sources import shareable_pattern
+
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "safetensors", "tokenizers", "babel")
+_SECRET_FLAGS = ("hub-token", "token")
+_PATH_FLAGS = ("config", "deepspeed", "run-name", "logging-dir", "hub-model-id")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, hf_xlt and what it stands on."""
+    from hf_xlt import __version__
+
+    found = {"hf_xlt": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware(config: Any, threads: int) -> dict[str, Any]:
+    """Describe device, processor and parallelism."""
+    import torch
+
+    device = "CPU" if config.device.type == "cpu" else config.device.type.upper()
+    if config.device.type == "cuda":
+        device = torch.cuda.get_device_name(config.device)
+    return {"device": device, "processor": _processor(), "processes": config.world_size, "threads": threads}
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    cores = os.cpu_count() or 1
+    return f"{names[0] if names else platform.machine()}, {cores} logical cores"
+
+
+def shareable_command(argv: Sequence[str]) -> str:
+    """Write a run's command without tokens, local folders, or where its output lies.
+
+    Args:
+        argv: arguments after the program's name.
+    """
+    kept, skipping = [], False
+    for token in argv:
+        flag = re.sub("_", "-", token[2:].split("=")[0]) if token.startswith("--") else None
+        if flag is not None:
+            skipping = flag in (*_SECRET_FLAGS, *_PATH_FLAGS, "output-dir", "resume", "overwrite", "traceback")
+        if not skipping:
+            kept.append(_without_folders(token))
+    return " ".join(["hf-xlt run", *map(shlex.quote, kept)])
+
+
+def _without_folders(token: str) -> str:
+    prefix, separator, value = token.rpartition("=")
+    local = value.startswith(("/", "~", ".")) or value.count("/") > 1
+    return f"{prefix}{separator}{shareable_pattern(value)}" if local else token
+
+
+def shareable_arguments(values: dict[str, Any], hidden: Iterable[str]) -> dict[str, Any]:
+    """Keep of resolved arguments what is JSON-able and says nothing of this machine."""
+    hidden = set(hidden)
+    return {name: _plain(value) for name, value in values.items() if name not in hidden and value is not None}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, str):
+        return _without_folders(str(getattr(value, "value", value)))
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    return str(getattr(value, "value", value))

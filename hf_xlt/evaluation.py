@@ -1,0 +1,130 @@
+"""Scoring a model on languages: one pass over all of them, then a table, a file and a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_xlt.data.labels import LabelInventory
+from hf_xlt.data.roles import SOURCE_TEST, TARGET_TEST, DataPlan, DataSet
+from hf_xlt.files import write_json, write_text
+from hf_xlt.languages import english_name
+from hf_xlt.results import SOURCE, TARGET, LanguageScore, Results, markdown
+from hf_xlt.tasks import Encoding, Task
+from hf_xlt.training.languages import language_metrics
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from hf_xlt.training.trainer import XLTTrainer
+
+RESULTS_NAME = "results.json"
+TABLE_NAME = "results.md"
+PLOT_NAME = "results.png"
+
+
+def encode(
+    entry: DataSet, table: Any, task: Task, tokenizer: PreTrainedTokenizerBase, inventory: Any, max_length: int
+) -> Any:
+    """Turn one data set's rows into features.
+
+    Raises:
+        ConfigError: a text or label cannot be used; the message names data set and row.
+    """
+    return task.encode(table, Encoding(tokenizer, entry.columns, inventory, max_length, entry.where))
+
+
+def longest_input(asked: int, tokenizer: PreTrainedTokenizerBase, config: Any) -> int:
+    """Return the longest input in tokens that the user, the tokenizer and the position table all allow."""
+    # RoBERTa-like position tables begin after the padding index.
+    offset = (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    positions = getattr(config, "max_position_embeddings", None)
+    limits = [asked, tokenizer.model_max_length, (positions - offset) if positions and positions > 0 else asked]
+    return int(min(limits))
+
+
+def read_tests(
+    plan: DataPlan, tokenizer: PreTrainedTokenizerBase, inventory: LabelInventory | None, max_length: int
+) -> dict[str, Any]:
+    """Read and encode every test set; the first moment at which test rows are looked at.
+
+    Returns:
+        Features by language, source languages first.
+    """
+    return {
+        entry.language: encode(entry, entry.read(), plan.task, tokenizer, inventory, max_length)
+        for entry in plan.of_role(SOURCE_TEST, TARGET_TEST)
+    }
+
+
+def score(trainer: XLTTrainer, datasets: Mapping[str, Any], metric: str, source_languages: tuple[str, ...]) -> Results:
+    """Score a trainer's model on test sets by language.
+
+    Args:
+        trainer: any `XLTTrainer`; its `compute_metrics` gives the metrics.
+        datasets: features by language; none empty.
+        metric: name of the main metric.
+        source_languages: which of them are source languages.
+
+    Returns:
+        The scores, source languages first.
+    """
+    predictions = trainer.predict_languages(datasets)
+    config = trainer.bare_model().config
+    scores = [
+        LanguageScore(
+            language,
+            SOURCE if language in source_languages else TARGET,
+            len(datasets[language]),
+            language_metrics(prediction, trainer.compute_metrics, config),
+        )
+        for language, prediction in predictions.items()
+    ]
+    return Results(metric, tuple(sorted(scores, key=lambda entry: entry.role != SOURCE)))
+
+
+def write_results(folder: Path, results: Results, floor: Results | None = None) -> list[str]:
+    """Write `results.json`, `results.md` and, where matplotlib is installed, `results.png`.
+
+    Returns:
+        Names of the files written.
+    """
+    written = [RESULTS_NAME, TABLE_NAME]
+    write_json(folder / RESULTS_NAME, {**results.to_dict(), "floor": floor.to_dict() if floor else None})
+    summary = "\n".join(f"- {' '.join(line.split())}" for line in results.summary_lines(floor))
+    write_text(folder / TABLE_NAME, f"{markdown(results.table(floor))}\n\n{summary}\n")
+    if plot(folder / PLOT_NAME, results):
+        written.append(PLOT_NAME)
+    return written
+
+
+def plot(path: Path, results: Results) -> bool:
+    """Draw one bar per language, sorted by score, the source marked.
+
+    Returns:
+        False when matplotlib is not installed, and nothing was drawn.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    scores = sorted(results.scores, key=lambda entry: entry.metrics[results.metric])
+    values = [100 * entry.metrics[results.metric] for entry in scores]
+    colours = ["tab:orange" if entry.role == SOURCE else "tab:blue" for entry in scores]
+    figure, axes = pyplot.subplots(figsize=(7, 1.2 + 0.28 * len(scores)), layout="constrained")
+    bars = axes.barh([f"{english_name(entry.language)} ({entry.language})" for entry in scores], values, color=colours)
+    axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
+    axes.set(xlabel=f"{results.metric.replace('_', ' ')} (%)", xlim=(0, 105))
+    axes.margins(y=0.01)
+    handles = [pyplot.Rectangle((0, 0), 1, 1, color=colour) for colour in ("tab:orange", "tab:blue")]
+    figure.legend(handles, ["source language", "target languages"], loc="outside upper center", ncols=2, frameon=False)
+    part = path.with_name(f".{path.name}.part.png")
+    # No date or version inside: the same scores give the same bytes.
+    figure.savefig(part, dpi=120, metadata={"Software": None})
+    pyplot.close(figure)
+    part.replace(path)
+    return True

@@ -1,0 +1,79 @@
+"""The output directory: whether a run may use it, and what lies in it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from hf_xlt.errors import ConfigError, RunError
+from hf_xlt.record import RECORD_NAME, RunRecord
+
+
+def inspect_output(folder: Path, *, resume: bool, overwrite: bool) -> RunRecord | None:
+    """Check that a run may use a directory; nothing is written or deleted here.
+
+    Args:
+        folder: the output directory, existing or not.
+        resume: the run continues what is there.
+        overwrite: what is there may be deleted, if it is a run.
+
+    Returns:
+        The record of the run that is there, or None.
+
+    Raises:
+        ConfigError: the directory holds something that this run may not touch.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"`--output-dir {folder}` is a file; give a directory.")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None
+    if not (folder / RECORD_NAME).is_file():
+        raise ConfigError(
+            f"`{folder}` is not empty and holds no run of hf-xlt, so it is left alone; give an empty directory."
+        )
+    if overwrite:
+        return None
+    record = RunRecord.read(folder)
+    if not resume:
+        raise ConfigError(
+            f"`{folder}` holds a run already (strategy {record.strategy['name']}, {record.status}). Add `--resume` to "
+            "continue it, `--overwrite` to delete it, or give another `--output-dir`."
+        )
+    return record
+
+
+def claim_output(folder: Path, *, overwrite: bool) -> None:
+    """Make the directory, and with `overwrite` delete the run that it holds.
+
+    Raises:
+        RunError: it cannot be made.
+    """
+    try:
+        if overwrite and (folder / RECORD_NAME).is_file():
+            # The record goes last: a deletion cut short still looks like a run that may be overwritten.
+            for path in sorted(folder.iterdir(), key=lambda entry: entry.name == RECORD_NAME):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"output directory `{folder}` cannot be used: {error.strerror}. Give another.") from error
+
+
+def check_space(folder: Path, parameters: int, checkpoints: bool) -> None:
+    """Check that the model, and a checkpoint with its optimizer, fit on the disk.
+
+    Args:
+        folder: the output directory.
+        parameters: number of parameters, 4 bytes each.
+        checkpoints: whether checkpoints are saved, of which two exist while one is replaced.
+
+    Raises:
+        RunError: there is too little space.
+    """
+    # Weights once; a checkpoint holds weights and two moments each.
+    needed = 4 * parameters * (1 + (6 if checkpoints else 0)) + 2**20
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise RunError(
+            f"`{folder}` has {free / 2**20:,.0f} MiB free, and the model with its checkpoints needs about "
+            f"{needed / 2**20:,.0f} MiB. Free some space, give another `--output-dir`, or add `--save-strategy no`."
+        )

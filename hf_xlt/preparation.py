@@ -1,0 +1,157 @@
+"""From arguments and data to what the phases of a run are built from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_xlt.arguments import Arguments
+from hf_xlt.data.labels import LabelInventory
+from hf_xlt.data.roles import AUXILIARY, SHOTS, TARGET_VALIDATION, TEXT, VALIDATION, DataPlan
+from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.evaluation import encode, longest_input
+from hf_xlt.models import ModelSource
+from hf_xlt.record import LAST_CHECKPOINT, SOURCE_VALIDATION
+from hf_xlt.record import TARGET_VALIDATION as ORACLE
+from hf_xlt.tasks import Task
+from hf_xlt.training.interruption import InterruptionFlag
+from hf_xlt.training.phases import RunContext
+
+
+@dataclass
+class Prepared:
+    """A run ready to start.
+
+    Attributes:
+        context: what its phases are built from.
+        plan: its data.
+        inventory: its labels, or None for tasks without.
+        model: where its encoder comes from.
+        max_length: longest input in tokens.
+    """
+
+    context: RunContext
+    plan: DataPlan
+    inventory: LabelInventory | None
+    model: ModelSource
+    max_length: int
+
+
+def needs_validation(config: Any) -> bool:
+    """Say whether a run looks at validation data."""
+    return str(getattr(config.eval_strategy, "value", config.eval_strategy)) != "no" or config.load_best_model_at_end
+
+
+def settle_selection(arguments: Arguments, task: Task) -> dict[str, Any]:
+    """Settle what chooses the checkpoint, and write it into the config.
+
+    Returns:
+        The record's `selection`: `protocol`, `metric`, `languages`, `oracle`.
+
+    Raises:
+        ConfigError: the metric to select by is none, or is a target language's without leave.
+    """
+    config, data = arguments.config, arguments.data
+    if not config.load_best_model_at_end:
+        return {"protocol": LAST_CHECKPOINT, "metric": None, "languages": [], "oracle": False}
+    oracle = data.select_on_target_validation
+    allowed = [f"avg_{name}" for name in (*task.metrics, "loss")]
+    allowed += [f"{language}_{name}" for language in data.source_languages for name in (*task.metrics, "loss")]
+    if oracle:
+        allowed += [f"target_avg_{name}" for name in (*task.metrics, "loss")]
+    if "metric_for_best_model" not in arguments.explicit:
+        config.metric_for_best_model = f"{'target_avg' if oracle else 'avg'}_{task.metric}"
+    name = config.metric_for_best_model.removeprefix("eval_")
+    name = f"avg_{name}" if f"avg_{name}" in allowed else name
+    if name not in allowed:
+        raise ConfigError(
+            f"`--metric-for-best-model {name}` is none of {', '.join(allowed)}.{close_match(name, allowed)} "
+            "Target-language validation selects only with `--select-on-target-validation`."
+        )
+    config.metric_for_best_model = f"eval_{name}"
+    if "greater_is_better" not in arguments.explicit:
+        config.greater_is_better = not name.endswith("loss")
+    # A target average is asked for by its own name; `avg_*` stays on source languages under either protocol.
+    uses_target = name.startswith("target_avg_")
+    return {
+        "protocol": ORACLE if uses_target else SOURCE_VALIDATION,
+        "metric": name,
+        "languages": [] if uses_target else list(data.source_languages),
+        "oracle": uses_target,
+    }
+
+
+def prepare(arguments: Arguments, plan: DataPlan, flag: InterruptionFlag) -> Prepared:
+    """Read and encode what is trained and selected on, and say how the encoder is loaded.
+
+    Raises:
+        ConfigError: data, tokenizer or model cannot be used.
+    """
+    from datasets import concatenate_datasets
+    from transformers import AutoConfig, set_seed
+
+    from hf_xlt.models import readable_errors
+
+    task, config, choice = plan.task, arguments.config, arguments.model
+    tables, inventory = plan.read_training()
+    source = ModelSource.find(
+        choice.model,
+        revision=choice.model_revision,
+        trust_remote_code=choice.trust_remote_code,
+        attn_implementation=choice.attn_implementation,
+    )
+    with readable_errors(source.path):
+        model_config = AutoConfig.from_pretrained(
+            source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
+        )
+    tokenizer = source.load_tokenizer()
+    max_length = longest_input(arguments.data.max_length, tokenizer, model_config)
+
+    def features(entry: Any, table: Any) -> Any:
+        return encode(entry, table, task, tokenizer, inventory, max_length)
+
+    shots = {
+        entry.language: features(entry, plan.take_shots(entry, entry.read(), inventory))
+        for entry in plan.of_role(SHOTS)
+    }
+    training = [features(entry, tables[entry.language]) for entry in plan.of_role("source")]
+    joint = arguments.data.few_shot_mode == "joint" and "target" not in arguments.strategy.roles
+    if shots and not joint and "target" not in arguments.strategy.roles:
+        training += list(shots.values())
+    roles: dict[str, dict[str, Any]] = {role: {} for role in (AUXILIARY, TEXT)}
+    for entry in plan.of_role(AUXILIARY):
+        roles[AUXILIARY][entry.language] = features(entry, entry.read())
+    for entry in plan.of_role(TEXT):
+        roles[TEXT][entry.language] = entry.read()
+    if "target" in arguments.strategy.roles:
+        roles["target"] = shots
+
+    def load_model(folder: Path | None) -> Any:
+        # The new head's weights come from the global generator, wherever it stands.
+        set_seed(config.seed)
+        start = (
+            source
+            if folder is None
+            else ModelSource(str(folder), None, attn_implementation=choice.attn_implementation)
+        )
+        return start.load(task, inventory)
+
+    context = RunContext(
+        strategy=arguments.strategy,
+        config=config,
+        task=task,
+        tokenizer=tokenizer,
+        load_model=load_model,
+        training=concatenate_datasets(training) if len(training) > 1 else training[0],
+        validation={
+            entry.language: features(entry, entry.read()) for entry in plan.of_role(VALIDATION, TARGET_VALIDATION)
+        },
+        source_languages=plan.source_languages,
+        joint=shots if joint else {},
+        roles={role: sets for role, sets in roles.items() if sets},
+        compute_metrics=task.compute_metrics(inventory),
+        flag=flag,
+        patience=arguments.run.early_stopping_patience,
+    )
+    return Prepared(context, plan, inventory, source, max_length)

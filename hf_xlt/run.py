@@ -1,0 +1,315 @@
+"""One run from top to bottom: arguments, data, training, scoring, record, card, and the Hub where asked.
+
+`python -m hf_xlt.run`, `accelerate launch -m hf_xlt.run` and `hf-xlt run` are this `main`.
+"""
+
+from __future__ import annotations
+
+import copy
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_xlt.arguments import Arguments, parse_arguments
+from hf_xlt.data.roles import DataPlan, resolve_data
+from hf_xlt.errors import ConfigError, Interrupted, reports_errors
+from hf_xlt.launch import check_launch, is_first_process, set_threads
+from hf_xlt.output import check_space, claim_output, inspect_output
+from hf_xlt.record import FINISHED, INTERRUPTED, TRAINED, RunRecord
+from hf_xlt.results import Results, plain
+from hf_xlt.tasks import get_task
+
+
+@reports_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run once.
+
+    Args:
+        argv: arguments; None takes those of the process.
+
+    Returns:
+        Exit code: 0 done, 1 failure, 2 usage, 130 interrupted.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    arguments = parse_arguments(argv)
+    task = get_task(arguments.data.task)
+    from hf_xlt.preparation import needs_validation, settle_selection
+
+    selection = settle_selection(arguments, task)
+    plan = resolve_data(arguments.data, task, needs_validation=needs_validation(arguments.config))
+    if arguments.run.dry_run:
+        say(describe_plan(arguments, plan, selection))
+        return 0
+    check_launch(arguments.config)
+    run = Run(arguments, plan, selection, argv)
+    # Every process looks at the output directory before the first one writes into it.
+    _wait_for_all(arguments.config)
+    return run.go()
+
+
+def say(text: str) -> None:
+    """Print, from the first process only."""
+    if is_first_process():
+        print(text, flush=True)  # noqa: T201
+
+
+class Run:
+    """A run under way: its arguments, its directory and its record."""
+
+    def __init__(self, arguments: Arguments, plan: DataPlan, selection: dict[str, Any], argv: list[str]) -> None:
+        """Take what was parsed and resolved.
+
+        Raises:
+            ConfigError: the output directory may not be used, or `--resume` names none.
+        """
+        self.arguments, self.plan, self.selection, self.argv = arguments, plan, selection, argv
+        self.folder = Path(arguments.config.output_dir)
+        if arguments.run.resume and "output_dir" not in arguments.explicit:
+            raise ConfigError("`--resume` needs `--output-dir`: the directory of the run to continue.")
+        self.before = inspect_output(self.folder, resume=arguments.run.resume, overwrite=arguments.run.overwrite)
+        self.started = time.monotonic()
+        self.hub = _take_hub_settings(arguments.config)
+
+    def go(self) -> int:
+        """Train, score, record, render the card, push; return the exit code."""
+        from hf_xlt.training.interruption import InterruptionFlag
+
+        if self.before is not None and self.before.status == FINISHED:
+            say(f"The run in `{self.folder}` is finished; nothing to resume.\n")
+            self._show(self.before)
+            return 0
+        flag = InterruptionFlag()
+        with flag.listen():
+            return self._go(flag)
+
+    def _go(self, flag: Any) -> int:
+        from hf_xlt.bookkeeping import check_same_run, complete_hardware, start_record
+        from hf_xlt.preparation import prepare
+        from hf_xlt.training.phases import run_phases
+
+        from transformers.utils import logging
+
+        # The bars for reading and writing weights would cut the training bar in pieces.
+        logging.disable_progress_bar()
+        arguments = self.arguments
+        threads = set_threads(self._threads(), arguments.config.world_size)
+        prepared = prepare(arguments, self.plan, flag)
+        context = prepared.context
+        if self.before is not None:
+            check_same_run(self.before, arguments, self.plan, prepared.inventory.names if prepared.inventory else ())
+        record = self.before or start_record(arguments, prepared, self.selection, self.argv)
+        model = context.load_model(None)
+        complete_hardware(record, arguments, threads, model)
+        self._announce(record, prepared)
+        del model
+        if is_first_process():
+            claim_output(self.folder, overwrite=arguments.run.overwrite)
+            saves = str(getattr(arguments.config.save_strategy, "value", arguments.config.save_strategy)) != "no"
+            check_space(self.folder, record.model["parameters"], saves)
+            if self.before is None:
+                record.write(self.folder)
+        _wait_for_all(arguments.config)
+        try:
+            trainer, ledger = run_phases(context, self.folder, arguments.run.resume)
+        except Interrupted as error:
+            self._keep(record, INTERRUPTED)
+            raise Interrupted(f"{error} To resume: {self._resume_command()}") from error
+        record.phases = ledger.done
+        self._keep(record, TRAINED)
+        trainer = trainer or self._scoring_trainer(context, prepared)
+        tests, results = self._score(trainer, prepared)
+        record.results = results.to_dict()
+        self._finish(record, results, None)
+        if arguments.embedded and arguments.run.floor:
+            floor = self._floor(prepared, tests)
+            record.floor = floor.to_dict()
+            self._finish(record, results, floor)
+        self._show(record)
+        self._push()
+        return 0
+
+    def _threads(self) -> int | None:
+        if self.arguments.run.threads is None and self.before is not None:
+            return self.before.hardware.get("threads")
+        return self.arguments.run.threads
+
+    def _announce(self, record: RunRecord, prepared: Any) -> None:
+        plan = self.plan
+        name = record.model["name"] or "a local model"
+        trained = sum(entry.size for entry in plan.of_role("source"))
+        say(
+            f"Strategy {self.arguments.strategy.name}: {name} ({record.model['parameters'] / 1e6:.1f}M parameters), "
+            f"{trained:,} labelled examples in {', '.join(plan.source_languages)}, "
+            f"{len(plan.target_languages)} target languages, {record.hardware['device']}, "
+            f"{record.hardware['processes']} x {record.hardware['threads']} threads."
+        )
+        if self.arguments.embedded:
+            say("Embedded demo task: phrases of the Unicode CLDR. Its numbers say nothing about other tasks.")
+        for note in plan.notes:
+            say(f"Note: {note}")
+
+    def _scoring_trainer(self, context: Any, prepared: Any) -> Any:
+        from hf_xlt.models import ModelSource
+        from hf_xlt.training.trainer import XLTTrainer
+
+        model = ModelSource(
+            str(self.folder), None, attn_implementation=self.arguments.model.attn_implementation
+        ).load_trained(self.plan.task)
+        return context.build_trainer(XLTTrainer, context.config_for(self.folder), model)
+
+    def _score(self, trainer: Any, prepared: Any) -> tuple[dict[str, Any], Results]:
+        from hf_xlt.evaluation import read_tests, score
+
+        try:
+            tests = read_tests(self.plan, prepared.context.tokenizer, prepared.inventory, prepared.max_length)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error} The model is trained and saved in `{self.folder}`; mend the test data and repeat the "
+                "command with `--resume`, which only scores."
+            ) from error
+        return tests, score(trainer, tests, self.plan.task.metric, self.plan.source_languages)
+
+    def _floor(self, prepared: Any, tests: dict[str, Any]) -> Results:
+        """Train and score the same architecture from random weights, plainly, without saving anything."""
+        from transformers import set_seed
+
+        from hf_xlt.evaluation import score
+        from hf_xlt.training.trainer import XLTTrainer
+
+        context = prepared.context
+        say("Random-initialisation floor: the same training once more from random weights.")
+        set_seed(context.config.seed)
+        model = prepared.model.load_random(self.plan.task, prepared.inventory)
+        with tempfile.TemporaryDirectory() as folder:
+            config = copy.copy(context.config_for(Path(folder)))
+            config.save_strategy, config.eval_strategy = (
+                type(config.save_strategy)("no"),
+                type(config.eval_strategy)("no"),
+            )
+            config.load_best_model_at_end, config.report_to = False, []
+            trainer = context.build_trainer(XLTTrainer, config, model, eval_dataset=None)
+            trainer.train()
+            if context.flag.raised:
+                raise Interrupted(f"the floor was not measured; everything else is saved in `{self.folder}`.")
+            return score(trainer, tests, self.plan.task.metric, self.plan.source_languages)
+
+    def _keep(self, record: RunRecord, status: str) -> None:
+        record.status = status
+        now = time.monotonic()
+        record.wall_time_seconds = round(record.wall_time_seconds + now - self.started, 1)
+        self.started = now
+        if is_first_process():
+            record.write(self.folder)
+
+    def _finish(self, record: RunRecord, results: Results, floor: Results | None) -> None:
+        from hf_xlt.bookkeeping import add_test_fingerprints
+        from hf_xlt.evaluation import write_results
+        from hf_xlt.files import write_text
+        from hf_xlt.model_cards.card import render
+
+        if is_first_process():
+            add_test_fingerprints(record, self.plan)
+            write_results(self.folder, results, floor)
+        self._keep(record, FINISHED)
+        if is_first_process():
+            write_text(self.folder / "README.md", render(record))
+
+    def _show(self, record: RunRecord) -> None:
+        results, floor = record.scores, record.floor_scores
+        say("\n" + plain(results.table(floor)) + "\n")
+        for line in results.summary_lines(floor):
+            say(f"  {line}")
+        if record.selection.get("oracle"):
+            say("  Oracle: target-language validation labels chose the checkpoint; this is not zero-shot transfer.")
+        say(
+            f"\nSaved in {self.folder}: model and tokenizer, xlt_run.json (record), results.json, results.md, "
+            f"README.md (card). Took {record.wall_time_seconds:.0f} s.\nNext: hf-xlt push {self.folder} USER/NAME"
+        )
+
+    def _resume_command(self) -> str:
+        parts = [part for part in self.argv if part not in ("--resume", "--overwrite")]
+        if "output_dir" not in self.arguments.explicit:
+            parts += ["--output-dir", str(self.folder)]
+        return f"hf-xlt run {shlex.join(parts)} --resume"
+
+    def _push(self) -> None:
+        if self.hub is None or not is_first_process():
+            return
+        from hf_xlt.hub import push
+
+        report = push(
+            self.folder,
+            self.hub["hub_model_id"] or self.folder.resolve().name,
+            private=self.hub["hub_private_repo"],
+            revision=self.hub["hub_revision"],
+            token=self.hub["hub_token"],
+        )
+        say(f"Pushed to {report.url}")
+
+
+def _take_hub_settings(config: Any) -> dict[str, Any] | None:
+    """Take the Hub's settings away from the Trainer: the run is pushed once, after it is saved.
+
+    Raises:
+        ConfigError: a push is asked for without a repository.
+    """
+    if not config.push_to_hub:
+        return None
+    names = ("hub_model_id", "hub_private_repo", "hub_revision", "hub_token")
+    taken = {name: getattr(config, name) for name in names}
+    if not taken["hub_model_id"]:
+        raise ConfigError("`--push-to-hub` needs `--hub-model-id USER/NAME`.")
+    config.push_to_hub, config.hub_token = False, None
+    return taken
+
+
+def _wait_for_all(config: Any) -> None:
+    if config.world_size > 1:
+        config.distributed_state.wait_for_everyone()
+
+
+def describe_plan(arguments: Arguments, plan: DataPlan, selection: dict[str, Any]) -> str:
+    """Say what would be run: data, labels, updates, cost."""
+    config, strategy = arguments.config, arguments.strategy
+    lines = [f"Strategy   {strategy.name}: {strategy.summary}", f"Model      {arguments.model.model}"]
+    for role, entries in plan.sets.items():
+        for entry in entries:
+            lines.append(
+                f"Data       {role:<18} {entry.language:<8} {entry.split:<12} {entry.size:>9,}  {entry.source.name}"
+            )
+    _, inventory = plan.read_training()
+    if inventory is not None:
+        lines.append(f"Labels     {len(inventory)}: {', '.join(inventory.names)}")
+    lines.append(f"Selection  {selection['protocol']}" + (f" by {selection['metric']}" if selection["metric"] else ""))
+    updates = planned_updates(arguments, plan)
+    cost = strategy.cost(config)
+    lines.append(f"Updates    {updates:,}, each of {_global_batch(config):,} source examples")
+    lines.append(f"Cost       {cost:.2f} plain steps per update, {cost * updates:,.0f} plain steps in all")
+    lines.append(f"Output     {config.output_dir}")
+    lines += [f"Note       {note}" for note in plan.notes]
+    return "\n".join([*lines, "Nothing was run (--dry-run)."])
+
+
+def _global_batch(config: Any) -> int:
+    return config.per_device_train_batch_size * config.gradient_accumulation_steps * config.world_size
+
+
+def planned_updates(arguments: Arguments, plan: DataPlan) -> int:
+    """Return the number of updates of one phase, as the Trainer counts them."""
+    config, data = arguments.config, arguments.data
+    if config.max_steps > 0:
+        return config.max_steps
+    examples = sum(entry.size for entry in plan.of_role("source"))
+    if data.shots and data.few_shot_mode == "concat":
+        examples += sum(entry.size for entry in plan.of_role("few-shot"))
+    batches = -(-examples // (config.per_device_train_batch_size * config.world_size))
+    per_epoch = max(-(-batches // config.gradient_accumulation_steps), 1)
+    return -int(-(config.num_train_epochs * per_epoch) // 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
