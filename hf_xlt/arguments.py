@@ -266,12 +266,13 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
 def build_parser(strategy: Strategy) -> Any:
     """Build the parser of all arguments of a run with one strategy."""
     from transformers import HfArgumentParser
+    from transformers.hf_argparser import string_to_bool
 
     class Parser(HfArgumentParser):
         def error(self, message: str) -> None:
             raise ConfigError(f"{message}. See `hf-xlt run --help`.")
 
-    return Parser(
+    parser = Parser(
         (RunArguments, ModelArguments, DataArguments, strategy.config_cls),
         prog="hf-xlt run",
         allow_abbrev=False,
@@ -279,6 +280,11 @@ def build_parser(strategy: Strategy) -> Any:
         "Every field of `transformers.TrainingArguments` and of the chosen strategy is an argument; `a_b` may be "
         "written `a-b`.",
     )
+    for action in parser._actions:
+        # HfArgumentParser wants a value after switches that default to None, such as `--disable-tqdm`.
+        if action.type is string_to_bool:
+            action.nargs, action.const = "?", True
+    return parser
 
 
 def named_fields(argv: Sequence[str], options: Mapping[str, str]) -> set[str]:
@@ -326,7 +332,7 @@ def default_settings(strategy: Strategy, explicit: frozenset[str]) -> dict[str, 
     """Return defaults that depend on the machine, the strategy's name and whether the embedded task is run."""
     import torch
 
-    defaults: dict[str, Any] = {"output_dir": f"runs/{strategy.name}-{_start_time():%Y%m%d-%H%M%S}"}
+    defaults: dict[str, Any] = {"output_dir": f"runs/{strategy.name}-{_start_time():%Y%m%d-%H%M%S-%f}"[:-3]}
     if not torch.cuda.is_available() and not torch.backends.mps.is_available():
         # Without it a launcher's CPU processes would each train alone, and pinning memory would warn.
         defaults["use_cpu"] = True

@@ -81,6 +81,9 @@ class ModelSource:
             tokenizer = AutoTokenizer.from_pretrained(self.path, **self._options())
         if not tokenizer.is_fast:
             raise ConfigError(f"model `{self.path}` has no fast tokenizer; convert it or choose another model.")
+        if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+            # transformers 5 makes an empty tokenizer where there are no files for one.
+            raise ConfigError(f"model `{self.path}` comes without a tokenizer; save one beside it (`tokenizer.json`).")
         return tokenizer
 
     def load(self, task: Task, inventory: LabelInventory | None) -> PreTrainedModel:

@@ -87,11 +87,11 @@ class Run:
             return self._go(flag)
 
     def _go(self, flag: Any) -> int:
+        from transformers.utils import logging
+
         from hf_xlt.bookkeeping import check_same_run, complete_hardware, start_record
         from hf_xlt.preparation import prepare
         from hf_xlt.training.phases import run_phases
-
-        from transformers.utils import logging
 
         # The bars for reading and writing weights would cut the training bar in pieces.
         logging.disable_progress_bar()

@@ -54,8 +54,8 @@ class LabelInventory:
             index = self._index(value, known, row, where)
             if texts is not None and texts[row] is not None and str(texts[row]) != self.names[index]:
                 raise ConfigError(
-                    f"{where}, row {row}: label {value!r} is called {texts[row]!r}, but class {index} of the source "
-                    f"training data is called {self.names[index]!r}. All data of a run must share one label set."
+                    f"{where}, row {row}: label {value!r} is called {texts[row]!r}, but class {index} of the "
+                    f"inventory is called {self.names[index]!r}. All data of a run must share one label set."
                 )
             chosen.append(index)
         return chosen

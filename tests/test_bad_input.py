@@ -1,0 +1,201 @@
+"""Bad input ends in one clear line and the right exit code; nothing is written, no traceback is shown."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny import make_rows, save_encoder, write_data, write_rows
+
+from hf_xlt.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """An encoder, data, and damaged copies of both."""
+    root = tmp_path_factory.mktemp("world")
+    save_encoder(root / "encoder")
+    write_data(root / "data", train=12)
+    rows = make_rows("en", 9, 0)
+    for name, changed in {
+        "nolabel": [{k: v for k, v in row.items() if k not in ("label", "label_text")} for row in rows],
+        "negative": [{**row, "label": -1} for row in rows],
+        "float": [{**row, "label": 0.5} for row in rows],
+        "oneclass": [{**row, "label": 0, "label_text": "bad"} for row in rows],
+        "notext": [{**row, "text": None} for row in rows],
+        "missing_label": [{**row, "label": None} if row["id"] == "4" else row for row in rows],
+    }.items():
+        write_data(root / name, train=12)
+        write_rows(root / name / "train.en.jsonl", changed)
+    for name, changed in {
+        "outside": [{**row, "label": 7, "label_text": None} for row in rows],
+        "renamed": [{**row, "label_text": "other"} for row in rows],
+        "pairs": [{**row, "text_pair": "w1"} for row in rows],
+        "words": [{**row, "label": "great", "label_text": None} for row in rows],
+    }.items():
+        write_data(root / name, train=12)
+        write_rows(root / name / "validation.en.jsonl", changed)
+        write_rows(root / name / "test.de.jsonl", changed)
+    write_data(root / "empty", train=12)
+    (root / "empty" / "train.en.jsonl").write_text("")
+    write_data(root / "broken", train=12)
+    (root / "broken" / "train.en.jsonl").write_text('{"text": "w1", "label"')
+    (root / "garbage.en.parquet").write_bytes(b"PAR1 not really")
+    write_rows(root / "single.jsonl", make_rows("en", 9, 0) + make_rows("de", 9, 0))
+    write_rows(root / "nolang.jsonl", [{"text": "w1", "label": 0}])
+    encoder = root / "encoder"
+    for name in ("truncated", "noconfig", "notokenizer", "garbled", "headless"):
+        shutil.copytree(encoder, root / name)
+    weights = (root / "truncated" / "model.safetensors").read_bytes()
+    (root / "truncated" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    (root / "noconfig" / "config.json").unlink()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (root / "notokenizer" / name).unlink()
+    (root / "garbled" / "config.json").write_text("{")
+    speech = json.loads((encoder / "config.json").read_text()) | {"model_type": "vits", "architectures": ["VitsModel"]}
+    (root / "headless" / "config.json").write_text(json.dumps(speech))
+    (root / "bad.yaml").write_text("learning_rte: 1\n")
+    (root / "list.yaml").write_text("- a\n")
+    (root / "broken.yaml").write_text("a: [1\n")
+    (root / "occupied").mkdir()
+    (root / "occupied" / "thesis.txt").write_text("mine")
+    (root / "file").write_text("mine")
+    (root / "run").mkdir()
+    (root / "run" / "xlt_run.json").write_text(
+        json.dumps({"strategy": {"name": "finetune"}, "task": {}, "status": "running", "format_version": 1})
+    )
+    (root / "newer").mkdir()
+    (root / "newer" / "xlt_run.json").write_text(json.dumps({"format_version": 99}))
+    return root
+
+
+GOOD = "--model encoder --dataset data/{split}.{lang}.jsonl"
+VALIDATE = "--eval-strategy epoch --save-strategy epoch --load-best-model-at-end"
+# Arguments after `run`, and a part of the line on stderr that tells this error from others.
+USAGE = {
+    "unknown strategy": (f"{GOOD} --strategy robst", "unknown strategy 'robst'. Did you mean `robust`? Known"),
+    "unknown flag": (f"{GOOD} --learning-rte 1", "unknown argument `--learning-rte`. Did you mean `--learning-rate`?"),
+    "abbreviated flag": (f"{GOOD} --targ de", "unknown argument `--targ`"),
+    "wrong type": (f"{GOOD} --max-steps many", "argument --max_steps/--max-steps: invalid int value: 'many'"),
+    "unknown task": (f"{GOOD} --task parsing", "unknown task 'parsing'"),
+    "no data": ("--model encoder", "no data: give `--dataset`"),
+    "no model": ("--dataset data/{split}.{lang}.jsonl", "no model: give `--model`"),
+    "missing folder": ("--model encoder --dataset nowhere/{split}.{lang}.jsonl", "Check the pattern"),
+    "missing file": ("--model encoder --dataset nowhere.jsonl", "`nowhere.jsonl` is missing"),
+    "unknown part of the pattern": ("--model encoder --dataset data/{splt}.{lang}.jsonl", "unknown part {splt}"),
+    "neither file nor id": ("--model encoder --dataset ./nothing", "is neither a file"),
+    "unknown target language": (f"{GOOD} --target-languages de,sv", "target language `sv` has no `test` split"),
+    "unknown source language": (f"{GOOD} --source-languages fr", "language `fr` has no `train` split"),
+    "not a language code": (f"{GOOD} --target-languages german!", "'german!' is not a language code"),
+    "source among targets": (f"{GOOD} --target-languages en,de", "en is both a source and a target language"),
+    "missing split": (f"{GOOD} --source-split trian", "no file fits"),
+    "missing column": (f"{GOOD} --text-column sentence", "must contain a `sentence` column"),
+    "missing label column": (GOOD.replace("data/", "nolabel/"), "must contain a `label` column"),
+    "empty split": (GOOD.replace("data/", "empty/"), "the file is empty"),
+    "broken json": (GOOD.replace("data/", "broken/"), "cannot be read as jsonl"),
+    "broken parquet": ("--model encoder --dataset garbage.{lang}.parquet --target-dataset data/{split}.{lang}.jsonl", "cannot be read as parquet"),
+    "negative label": (GOOD.replace("data/", "negative/"), "holds the label -1"),
+    "fractional label": (GOOD.replace("data/", "float/"), "numbers with a fraction"),
+    "one class": (GOOD.replace("data/", "oneclass/"), "classification needs two or more"),
+    "no text": (GOOD.replace("data/", "notext/"), "row 0: column `text` holds None"),
+    "no label": (GOOD.replace("data/", "missing_label/"), "row 4: label None is neither"),
+    "label outside": (f"{GOOD.replace('data/', 'outside/')} {VALIDATE}", "label 7 is outside the inventory 0..2"),
+    "label renamed": (f"{GOOD.replace('data/', 'renamed/')} {VALIDATE}", "is called 'other', but class 0"),
+    "mixed label sets": (f"{GOOD.replace('data/', 'words/')} {VALIDATE}", "label 'great' is not in the inventory"),
+    "pairs and singles": (f"{GOOD.replace('data/', 'pairs/')} {VALIDATE}", "single texts or all are pairs"),
+    "too few names": (f"{GOOD} --labels a,b", "label 0 is called 'bad', but class 0 of the inventory"),
+    "name twice": (f"{GOOD} --labels a,a,b", "names a class twice"),
+    "one file for two roles": ("--model encoder --dataset single.jsonl", "single set, used as `train`"),
+    "no language column": ("--model encoder --dataset nolang.jsonl --target-dataset data/{split}.{lang}.jsonl", "a column that names the language"),
+    "negative shots": (f"{GOOD} --shots -1", "`--shots` is -1"),
+    "length 0": (f"{GOOD} --max-length 0", "`--max-length` is 0"),
+    "threads 0": (f"{GOOD} --threads 0", "`--threads` is 0"),
+    "unmet role": (f"{GOOD} --auxiliary-dataset x", "takes no auxiliary data"),
+    "select without choice": (f"{GOOD} --select-on-target-validation", "selects nothing without"),
+    "unknown metric": (f"{GOOD} {VALIDATE} --metric-for-best-model f1", "is none of avg_accuracy"),
+    "target metric": (f"{GOOD} {VALIDATE} --metric-for-best-model de_accuracy", "only with `--select-on-target"),
+    "patience without evaluation": (f"{GOOD} --early-stopping-patience 2", "needs evaluations"),
+    "stock resume flag": (f"{GOOD} --resume-from-checkpoint x", "`--resume` continues the run"),
+    "jit checkpoint": (f"{GOOD} --enable-jit-checkpoint", "`enable_jit_checkpoint` is not supported"),
+    "missing model": ("--model ./none --dataset data/{split}.{lang}.jsonl", "model directory `./none` is missing"),
+    "no config": (GOOD.replace("encoder", "noconfig"), "holds no `config.json`"),
+    "garbled config": (GOOD.replace("encoder", "garbled"), "model `garbled` cannot be loaded"),
+    "no tokenizer": (GOOD.replace("encoder", "notokenizer"), "model `notokenizer`"),
+    "truncated weights": (GOOD.replace("encoder", "truncated"), "damaged or cut off"),
+    "no head for the task": (GOOD.replace("encoder", "headless"), "model `headless`"),
+    "unknown yaml key": (f"{GOOD} --config bad.yaml", "unknown key 'learning_rte'. Did you mean `learning_rate`?"),
+    "yaml list": (f"{GOOD} --config list.yaml", "must be a mapping"),
+    "broken yaml": (f"{GOOD} --config broken.yaml", "cannot be read as YAML"),
+    "missing yaml": (f"{GOOD} --config none.yaml", "config file `none.yaml` is missing"),
+    "foreign directory": (f"{GOOD} --output-dir occupied", "holds no run of hf-xlt, so it is left alone"),
+    "foreign directory overwritten": (f"{GOOD} --output-dir occupied --overwrite", "left alone"),
+    "another run": (f"{GOOD} --output-dir run", "holds a run already"),
+    "newer record": (f"{GOOD} --output-dir newer --resume", "has format 99"),
+    "output is a file": (f"{GOOD} --output-dir file", "is a file; give a directory"),
+    "resume nothing named": (f"{GOOD} --resume", "`--resume` needs `--output-dir`"),
+    "resume and overwrite": (f"{GOOD} --resume --overwrite", "give one of them"),
+    "push without a name": (f"{GOOD} --push-to-hub", "needs `--hub-model-id USER/NAME`"),
+}
+
+
+def snapshot(root):
+    return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in sorted(root.rglob("*"))}
+
+
+@pytest.mark.parametrize("name", USAGE)
+def test_usage_error(name, world, capsys, monkeypatch):
+    line, expected = USAGE[name]
+    monkeypatch.chdir(world)
+    before = snapshot(world)
+    code = main(["run", *line.split()])
+    captured = capsys.readouterr()
+    last = captured.err.strip().splitlines()[-1]
+    assert (code, expected in last) == (2, True), last
+    assert last.startswith("error: ") and "Traceback" not in captured.err
+    assert snapshot(world) == before
+
+
+def test_there_are_at_least_thirty_cases():
+    assert len(USAGE) >= 30
+
+
+def test_traceback_is_shown_on_request(world, capsys, monkeypatch):
+    monkeypatch.chdir(world)
+    assert main(["run", *GOOD.split(), "--shots", "-1", "--traceback"]) == 2
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_too_little_space_is_said_before_training(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(world)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    assert main(["run", *GOOD.split(), "--output-dir", str(tmp_path / "out")]) == 1
+    assert "MiB free, and the model with its checkpoints needs about" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_clear_line():
+    from hf_xlt.errors import describe
+
+    try:
+        with open("/dev/full", "w") as file:
+            file.write("x")
+            file.flush()
+    except OSError as error:
+        line = describe(error)
+    assert line.startswith("error: no space is left on the disk") and "\n" not in line
+
+
+def test_tokens_are_never_printed():
+    from hf_xlt.errors import describe
+
+    assert "hf_abcdefghijk" not in describe(ValueError("bad token hf_abcdefghijk given"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_unwritable_place_is_one_clear_line(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(world)
+    tmp_path.chmod(0o500)
+    assert main(["run", *GOOD.split(), "--output-dir", str(tmp_path / "out")]) == 1
+    assert "cannot be used" in capsys.readouterr().err

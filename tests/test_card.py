@@ -1,0 +1,321 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from hub_store import card_errors
+from records import ACCURACY, make_demo_record, make_oracle_record, make_record, make_results, make_run, named
+
+from hf_xlt.cli import card as card_command
+from hf_xlt.errors import ConfigError
+from hf_xlt.model_cards.card import check, is_generated, render
+from hf_xlt.model_cards.checks import leaks
+from hf_xlt.record import SOURCE_VALIDATION, TRAINED, RunRecord
+
+GOLDEN = Path(__file__).parent / "golden" / "robust_card.md"
+REPO = "user/topic-robust"
+
+
+def header(text):
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def figures(text):
+    """The model-index as {(configuration, metric name): value}."""
+    (model,) = header(text)["model-index"]
+    return {
+        (result["dataset"]["config"], metric["name"]): metric["value"]
+        for result in model["results"]
+        for metric in result["metrics"]
+    }
+
+
+def table(text, heading):
+    """The first Markdown table under a heading, as rows of cells without the ruler."""
+    lines = text.split(f"## {heading}\n")[1].split("\n## ")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("| ")]
+    return [row for row in rows if not set("".join(row)) <= set(":- ")]
+
+
+def run_command(*arguments):
+    app = typer.Typer()
+    card_command.register(app)
+    app.callback()(lambda: None)
+    return app([*arguments], standalone_mode=False)
+
+
+def test_card_equals_the_golden_file():
+    assert render(make_record(), REPO) == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_the_same_record_gives_the_same_bytes():
+    record = make_record()
+    before = json.dumps(record.to_dict())
+    assert render(record, REPO) == render(RunRecord.from_dict(json.loads(before)), REPO)
+    assert json.dumps(record.to_dict()) == before
+
+
+def test_every_figure_of_the_header_is_the_records():
+    scores = make_results()
+    expected = {
+        (score.language, name.replace("_", " ")): value
+        for score in scores.scores
+        for name, value in score.metrics.items()
+        if name != "loss"
+    }
+    expected[("average-target", "accuracy")] = scores.target_average
+    assert figures(render(make_record(), REPO)) == expected
+
+
+def test_several_source_languages_have_an_average():
+    accuracy = {**ACCURACY, "fr": 0.75}
+    results = make_results(accuracy).to_dict()
+    results["languages"]["fr"]["role"] = "source"
+    record = make_record(results=results, languages={"source": named("en", "fr"), "target": named("de", "sw", "quy")})
+    assert figures(render(record))[("average-source", "accuracy")] == (0.8125 + 0.75) / 2
+    assert record.scores.source_average == (0.8125 + 0.75) / 2
+
+
+def test_every_figure_of_the_table_is_the_records():
+    record = make_demo_record()
+    _, *rows = table(render(record), "Results")
+    assert len(rows) == len(record.scores.scores)
+    for row, score, floor in zip(rows, record.scores.scores, record.floor_scores.scores, strict=True):
+        accuracy, macro_f1 = score.metrics["accuracy"], score.metrics["macro_f1"]
+        assert row[1:4] == [score.language, score.role, f"{score.examples:,}"]
+        assert row[4:] == [f"{100 * value:.1f}" for value in (accuracy, macro_f1, floor.metrics["accuracy"])]
+    text = render(record)
+    assert f"Target average {100 * record.scores.target_average:.1f}, over 3 languages" in text
+    assert f"Transfer gap {100 * record.scores.transfer_gap:.1f} points" in text
+    assert "Worst language 40.6" in text
+
+
+def test_header_is_what_the_hub_accepts():
+    for record in (make_record(), make_demo_record(), make_oracle_record(), make_record(results=None)):
+        for repo_id in (None, REPO):
+            text = render(record, repo_id)
+            assert card_errors(text) == [] and check(text) == []
+
+
+def test_header_names_languages_tags_and_base_model():
+    values = header(render(make_record(), REPO))
+    assert values["language"] == ["en", "de", "sw", "quy"]
+    assert values["tags"] == ["hf_xlt", "cross-lingual-transfer", "robust"]
+    assert values["base_model"] == "FacebookAI/xlm-roberta-base"
+    assert values["license"] == "mit" and values["library_name"] == "transformers"
+    assert values["pipeline_tag"] == "text-classification" and values["metrics"] == ["accuracy", "f1"]
+    assert "datasets" not in values
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("FacebookAI/xlm-roberta-base", "FacebookAI/xlm-roberta-base"),
+        ("xlm-roberta-base", "xlm-roberta-base"),
+        ("hf-xlt-embedded-encoder", None),
+        ("my-own-model", None),
+        ("out/models/mine", None),
+        (None, None),
+    ],
+)
+def test_base_model_is_a_hub_id_or_absent(name, expected):
+    text = render(make_record(model={"name": name, "model_type": "bert"}))
+    assert header(text).get("base_model") == expected
+    assert "](https://huggingface.co/)" not in text and "None" not in text
+
+
+def test_data_sets_are_hub_ids():
+    data = {
+        "source": {"sources": ["org/set"], "hub_ids": ["org/set"], "split": "train", "examples": {"en": 5}},
+        "target": {"sources": ["org/set"], "hub_ids": ["org/set"], "split": "test", "examples": {"sw": 5}},
+        "source test": {"sources": ["topic/{lang}.csv"], "hub_ids": [], "split": "test", "examples": {"en": 5}},
+    }
+    values = header(render(make_record(data=data)))
+    assert values["datasets"] == ["org/set"]
+    kinds = {entry["dataset"]["config"]: entry["dataset"]["type"] for entry in values["model-index"][0]["results"]}
+    assert kinds["sw"] == "org/set" and kinds["en"] == "topic"
+
+
+@pytest.mark.parametrize(
+    ("license_name", "expected"),
+    [
+        ("Apache-2.0", {"license": "apache-2.0"}),
+        ("Unicode License v3", {"license": "other", "license_name": "unicode-license-v3"}),
+        (None, {}),
+    ],
+)
+def test_a_license_is_given_only_where_known(license_name, expected):
+    values = header(render(make_record(model={"name": None, "license": license_name})))
+    assert {key: value for key, value in values.items() if key.startswith("license")} == expected
+
+
+def test_oracle_selection_is_shown_loudly():
+    text = render(make_oracle_record())
+    assert "> **Oracle selection: not zero-shot transfer.**" in text
+    assert text.index("Oracle selection") < text.index("## Results")
+    assert "no labelled example" not in text
+    assert "chosen on target-language validation (oracle) by `target_avg_accuracy`" in text
+    for plain in (render(make_record()), render(make_demo_record())):
+        assert "oracle" not in plain.lower()
+
+
+def test_demo_says_that_its_numbers_mean_nothing():
+    assert "> **Demonstration.**" in render(make_demo_record())
+    assert "emonstration" not in render(make_record())
+
+
+def test_few_shot_runs_say_so():
+    few = make_record(few_shot={"shots": 10, "shot_seed": 3, "mode": "joint"}, seeds={"seed": 7, "shot_seed": 3})
+    text = render(few)
+    assert "10 labelled examples of each target language" in text and "`shot_seed` 3" in text
+    assert "no labelled example" not in text and "zero-shot" not in text
+
+
+def test_selection_and_parents_are_shown():
+    selection = {"protocol": SOURCE_VALIDATION, "metric": "avg_accuracy", "languages": ["en"], "oracle": False}
+    parents = [{"strategy": {"name": "finetune"}, "seeds": {"seed": seed}} for seed in (1, 2)]
+    text = render(make_record(selection=selection, parents=parents))
+    assert "| Checkpoint | chosen on source-language validation by `avg_accuracy` |" in text
+    assert "| Made from | a run of `finetune`, `seed` 2 |" in text
+    assert "One training run" not in text
+
+
+def test_unknown_facts_are_left_out():
+    bare = RunRecord(
+        strategy={"name": "finetune", "title": "Plain fine-tuning", "summary": "Fine-tune."},
+        task={"name": "text-classification", "auto_model": "AutoModelForSequenceClassification"},
+        status=TRAINED,
+    )
+    text = render(bare)
+    assert check(text) == []
+    assert set(header(text)) == {"library_name", "tags"}
+    for word in ("None", "null", "unknown", "More information", "Citation", "Seeds", "Versions"):
+        assert word not in text.split("---\n", 2)[2]
+    assert "has not been scored" in text
+
+
+def test_languages_without_evaluation_are_named():
+    record = make_record(languages={"source": named("en"), "target": named("de", "sw", "quy", "yo")})
+    assert "Not evaluated in Yoruba (yo)." in render(record)
+
+
+def test_values_stay_within_their_table_cell():
+    text = render(make_record(settings={"labels": ["a|b", "c\nd"]}))
+    assert "| `labels` | a\\|b, c d |" in text
+
+
+def test_snippet_speaks_a_target_language_and_names_the_repository():
+    text = render(make_record(), REPO)
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    compile(code, "snippet", "exec")
+    assert f'name = "{REPO}"' in code and "# German" in code
+    assert 'name = "."' in render(make_record())
+
+
+def test_tasks_without_a_pipeline_get_a_snippet_without_one():
+    task = {"name": "question-answering", "pipeline_tag": "question-answering"}
+    text = render(make_record(task={**task, "auto_model": "AutoModelForQuestionAnswering", "metric": "f1"}))
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    compile(code, "snippet", "exec")
+    assert "pipeline" not in code and "AutoModelForQuestionAnswering.from_pretrained" in code
+
+
+def test_an_edited_card_is_told_from_a_rendered_one():
+    text = render(make_record(), REPO)
+    assert is_generated(text)
+    assert not is_generated(text.replace("German", "Low German"))
+    assert not is_generated("# My model\n") and not is_generated(text + "More.\n")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "/home/me/data/train.csv",
+        "see ~/models/mine",
+        r"C:\Users\me\model",
+        "file:///data/x",
+        "`/tmp/run`",
+        "(/work/out/model)",
+        "hf_" + "a1B2" * 8,
+    ],
+)
+def test_check_finds_paths_and_tokens(bad):
+    text = render(make_record(), REPO)
+    assert check(text) == []
+    problems = check(text + bad)
+    assert len(problems) == 1
+    assert ("token" in problems[0]) == bad.startswith("hf_") and "a1B2" not in problems[0]
+
+
+def test_check_lets_web_addresses_and_patterns_pass():
+    assert leaks("https://example.org/home/page topic/{split}.{lang}.parquet hf_xlt and/or a/b [x](/docs) 3:4") == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("- quy", "- quechua", "ISO 639"),
+        ("base_model: FacebookAI/xlm-roberta-base", "base_model: ../xlm", "Hub id"),
+        ("license: mit", "license: [mit]", "not a text"),
+        ("value: 0.8125", "value: high", "not a number"),
+        ("- robust", "- 5", "not a text"),
+        ("library_name: transformers", "library_name: [", "YAML"),
+        ("---\nbase", "base", "missing"),
+    ],
+)
+def test_check_finds_bad_metadata(old, new, message):
+    text = render(make_record(), REPO)
+    assert old in text
+    problems = check(text.replace(old, new, 1))
+    assert problems and message in problems[0]
+
+
+def test_rendering_imports_neither_torch_nor_transformers():
+    code = (
+        "import sys; from records import make_record; from hf_xlt.model_cards.card import render; "
+        "render(make_record()); print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    )
+    path = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+    code = f"import sys; sys.path[:0] = {path!r}; {code}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_command_writes_and_checks_the_card(tmp_path, capsys):
+    run = make_run(tmp_path / "run")
+    (run / "README.md").unlink()
+    with pytest.raises(ConfigError, match="holds no card"):
+        run_command("card", str(run), "--check")
+    run_command("card", str(run))
+    assert (run / "README.md").read_text(encoding="utf-8") == render(make_record())
+    run_command("card", str(run), "--check")
+    assert "ready to push, as rendered" in capsys.readouterr().out
+    run_command("card", str(run), "--output", str(tmp_path / "other.md"))
+    assert (tmp_path / "other.md").read_text(encoding="utf-8") == render(make_record())
+
+
+def test_command_leaves_an_edited_card_alone(tmp_path):
+    run = make_run(tmp_path / "run")
+    (run / "README.md").write_text("# Mine\n")
+    with pytest.raises(ConfigError, match="edited by hand.*--overwrite"):
+        run_command("card", str(run))
+    assert (run / "README.md").read_text() == "# Mine\n"
+    run_command("card", str(run), "--overwrite")
+    assert is_generated((run / "README.md").read_text(encoding="utf-8"))
+
+
+def test_command_refuses_what_it_cannot_use(tmp_path):
+    run = make_run(tmp_path / "run")
+    with pytest.raises(ConfigError, match="holds no run"):
+        run_command("card", str(tmp_path))
+    with pytest.raises(ConfigError, match="is a directory"):
+        run_command("card", str(run), "--output", str(tmp_path))
+    with pytest.raises(ConfigError, match="is missing"):
+        run_command("card", str(run), "--output", str(tmp_path / "nowhere" / "card.md"))
+    (run / "README.md").write_text("no header, /home/me/model\n")
+    with pytest.raises(ConfigError, match="metadata is missing.*local path"):
+        run_command("card", str(run), "--check")

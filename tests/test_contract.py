@@ -1,0 +1,156 @@
+"""What every entry of the registry promises, checked for each one."""
+
+import dataclasses
+
+import pytest
+import torch
+from contexts import make_context
+from safetensors.torch import load_file
+from tiny import make_features, make_tokenizer, same_weights
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from hf_xlt.errors import Interrupted
+from hf_xlt.registry import ACCUMULATION, INVARIANCES, RESUME, ROLES, STRATEGIES, get_strategy
+from hf_xlt.training.checkpoints import list_checkpoints
+from hf_xlt.training.config import XLTConfig
+from hf_xlt.training.phases import run_phases
+from hf_xlt.training.trainer import XLTTrainer
+
+ENTRIES = [get_strategy(name) for name in STRATEGIES]
+every_entry = pytest.mark.parametrize("strategy", ENTRIES, ids=lambda entry: entry.name)
+
+
+def run(strategy, folder, **changes):
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer, ledger = run_phases(make_context(strategy, folder, **changes), folder, resume=False)
+    return trainer, ledger
+
+
+@every_entry
+def test_the_entry_is_whole(strategy):
+    assert STRATEGIES[strategy.name] == f"hf_xlt.strategies.{strategy.name.replace('-', '_')}" or strategy.phases
+    assert issubclass(strategy.config_cls, XLTConfig) and issubclass(strategy.trainer_cls, XLTTrainer)
+    assert strategy.roles[0] == "source" and set(strategy.roles + strategy.optional_roles) <= set(ROLES)
+    assert strategy.invariances <= set(INVARIANCES)
+    assert strategy.summary.endswith(".") and strategy.title
+
+
+@every_entry
+def test_every_own_field_has_help(strategy):
+    inherited = {entry.name for entry in dataclasses.fields(XLTConfig)}
+    own = [entry for entry in dataclasses.fields(strategy.config_cls) if entry.name not in inherited]
+    assert [entry.name for entry in own if not entry.metadata.get("help")] == []
+
+
+@every_entry
+def test_training_moves_every_trainable_parameter(strategy, tmp_path):
+    context = make_context(strategy, tmp_path)
+    before = {name: value.clone() for name, value in context.load_model(None).named_parameters()}
+    trainer, _ = run_phases(context, tmp_path, resume=False)
+    after = dict(trainer.bare_model().named_parameters())
+    assert [name for name in before if torch.equal(before[name], after[name])] == []
+    assert all(torch.isfinite(torch.tensor(log["loss"])) for log in trainer.state.log_history if "loss" in log)
+
+
+@every_entry
+def test_two_runs_are_bit_equal(strategy, tmp_path):
+    first, second = (run(strategy, tmp_path / name)[0] for name in "ab")
+    assert same_weights(first.bare_model(), second.bare_model())
+
+
+@every_entry
+def test_another_seed_gives_another_run(strategy, tmp_path):
+    first, second = (run(strategy, tmp_path / str(seed), seed=seed)[0] for seed in (1, 2))
+    assert not same_weights(first.bare_model(), second.bare_model())
+
+
+@every_entry
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+def test_interrupted_and_resumed_equals_uninterrupted(strategy, tmp_path, stop_after):
+    assert RESUME in strategy.invariances
+    whole, _ = run(strategy, tmp_path / "whole", save_total_limit=1)
+    context = make_context(strategy, tmp_path / "cut", save_total_limit=1)
+    original = context.build_trainer
+
+    def build_and_interrupt(*args, **kwargs):
+        trainer = original(*args, **kwargs)
+        step = trainer.training_step
+
+        def counted(*step_args):
+            context.flag.raised = context.flag.raised or trainer.state.global_step + 1 == stop_after
+            return step(*step_args)
+
+        trainer.training_step = counted
+        return trainer
+
+    context.build_trainer = build_and_interrupt
+    (tmp_path / "cut").mkdir()
+    with pytest.raises(Interrupted, match=f"stopped after update {stop_after}"):
+        run_phases(context, tmp_path / "cut", resume=False)
+    assert not (tmp_path / "cut" / "model.safetensors").exists()
+    resumed, ledger = run_phases(
+        make_context(strategy, tmp_path / "cut", save_total_limit=1), tmp_path / "cut", resume=True
+    )
+    assert ledger.done[0]["resumed_from"] == stop_after
+    assert same_weights(whole.bare_model(), resumed.bare_model())
+
+
+@every_entry
+def test_resuming_a_finished_run_does_nothing(strategy, tmp_path):
+    run(strategy, tmp_path)
+    before = (tmp_path / "model.safetensors").stat().st_mtime_ns
+    trainer, _ = run_phases(make_context(strategy, tmp_path), tmp_path, resume=True)
+    assert trainer is None and (tmp_path / "model.safetensors").stat().st_mtime_ns == before
+
+
+@every_entry
+def test_killed_after_the_last_checkpoint_resumes_to_the_same_model(strategy, tmp_path):
+    whole, _ = run(strategy, tmp_path)
+    final = load_file(tmp_path / "model.safetensors")
+    for name in ("model.safetensors", "phases.json"):
+        (tmp_path / name).unlink()
+    resumed, _ = run_phases(make_context(strategy, tmp_path), tmp_path, resume=True)
+    assert resumed.state.global_step == whole.state.global_step
+    assert same_weights(final, load_file(tmp_path / "model.safetensors"))
+
+
+@every_entry
+def test_accumulation_gives_the_update_of_the_whole_batch(strategy, tmp_path):
+    if ACCUMULATION not in strategy.invariances:
+        pytest.skip("not claimed")
+    ends = []
+    for size in (8, 2):
+        trainer, _ = run(
+            strategy,
+            tmp_path / str(size),
+            dropout=False,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=8 // size,
+            optim="sgd",
+            max_steps=3,
+            save_strategy="no",
+        )
+        ends.append(trainer.bare_model())
+    for one, two in zip(ends[0].parameters(), ends[1].parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-7)
+
+
+@every_entry
+def test_the_saved_model_loads_with_plain_classes_and_gives_the_same_logits(strategy, tmp_path):
+    trainer, _ = run(strategy, tmp_path)
+    loaded, report = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+    _, bare = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert all("pooler" in key or "classifier" in key for kind in ("missing_keys", "unexpected_keys") for key in bare[kind])
+    batch = make_tokenizer().pad(
+        [{key: row[key] for key in ("input_ids", "attention_mask")} for row in make_features(5)], return_tensors="pt"
+    )
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(**batch).logits, trainer.bare_model().eval()(**batch).logits)
+    assert not list(tmp_path.glob("*.bin"))
+
+
+@every_entry
+def test_rotation_keeps_the_newest_complete_checkpoint(strategy, tmp_path):
+    run(strategy, tmp_path, save_total_limit=1, save_steps=1)
+    assert [folder.name for folder in list_checkpoints(tmp_path)] == ["checkpoint-6"]

@@ -1,0 +1,124 @@
+"""Two processes by the command that really starts two, and the launches that do not."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from contexts import STILL
+from safetensors.torch import load_file
+from tiny import save_encoder, write_data
+
+from hf_xlt.errors import ConfigError
+from hf_xlt.launch import check_launch, set_threads
+from hf_xlt.registry import PROCESSES, STRATEGIES, get_strategy
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def launch(arguments, cwd, *, launcher, cpu=True):
+    """Run hf_xlt.run under a launcher; return the finished process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    if cpu:
+        environment["ACCELERATE_USE_CPU"] = "true"
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch"]
+    fixed = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
+    command = [*accelerate, *launcher, *fixed, "-m", "hf_xlt.run", *arguments]
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
+    )
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """An encoder without dropout, and languages of uneven test sizes."""
+    root = tmp_path_factory.mktemp("processes")
+    save_encoder(root / "encoder", **STILL)
+    write_data(root / "data", train=48)
+    return root
+
+
+def arguments(strategy, out, batch):
+    line = (
+        f"--strategy {strategy} --model encoder --dataset data/{{split}}.{{lang}}.jsonl --output-dir {out} "
+        f"--per-device-train-batch-size {batch} --per-device-eval-batch-size 8 --max-steps 9 --optim sgd "
+        "--learning-rate 0.05 --disable-tqdm --save-steps 4 --threads 1 --shots 7 --few-shot-mode joint"
+    )
+    return line.split()
+
+
+@pytest.mark.parametrize(
+    "strategy", [name for name in STRATEGIES if PROCESSES in get_strategy(name).invariances], ids=str
+)
+def test_two_processes_give_the_result_of_one(world, strategy):
+    done = launch(
+        arguments(strategy, f"two-{strategy}", 4), world, launcher=["--multi_gpu", "--num_processes", "2"]
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    from hf_xlt.cli.main import main
+
+    previous = os.getcwd()
+    os.chdir(world)
+    try:
+        assert main(["run", *arguments(strategy, f"one-{strategy}", 8)]) == 0
+    finally:
+        os.chdir(previous)
+    one, two = (load_file(world / f"{count}-{strategy}" / "model.safetensors") for count in ("one", "two"))
+    for name, weights in one.items():
+        torch.testing.assert_close(weights, two[name], rtol=1e-4, atol=1e-5)
+    scores = [json.loads((world / f"{count}-{strategy}" / "results.json").read_text()) for count in ("one", "two")]
+    for language, entry in scores[0]["languages"].items():
+        other = scores[1]["languages"][language]
+        assert entry["examples"] == other["examples"]
+        assert entry["metrics"]["loss"] == pytest.approx(other["metrics"]["loss"], rel=1e-3)
+    assert done.stdout.count("Target average") == 1
+    assert json.loads((world / f"two-{strategy}" / "xlt_run.json").read_text())["hardware"]["processes"] == 2
+
+
+def test_an_error_in_two_processes_is_said_once(world):
+    bad = [*arguments("finetune", "bad", 4), "--target-languages", "xx"]
+    done = launch(bad, world, launcher=["--multi_gpu", "--num_processes", "2"])
+    assert done.returncode == 1
+    assert done.stderr.count("error: target language `xx` has no `test` split") == 1
+    assert not (world / "bad").exists()
+
+
+class Config:
+    world_size = 1
+
+
+def test_processes_that_would_each_train_alone_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ConfigError, match="started 2 processes, but each would train alone.*--multi_gpu"):
+        check_launch(Config)
+
+
+def test_one_process_where_several_were_asked_for_is_explained(world):
+    done = launch(
+        [*arguments("finetune", "alone", 8), "--max-steps", "1"], world, launcher=["--cpu", "--num_processes", "2"]
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "asked for several processes and started one" in done.stderr
+    assert "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2" in done.stderr
+
+
+def test_a_plain_start_is_silent(monkeypatch, capsys):
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    check_launch(Config)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_threads_are_set_when_asked_and_left_alone_otherwise(monkeypatch):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    torch.set_num_threads(1)
+    assert set_threads(None, 1) == 1
+    assert set_threads(2, 1) == 2 == torch.get_num_threads()
