@@ -14,7 +14,6 @@ from hf_xlt.errors import ConfigError, reports_errors
 app = typer.Typer(
     name="hf-xlt",
     help="Cross-lingual transfer: train with labels in one language, serve many, push the result.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -53,21 +52,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         ConfigError: the command line cannot be used (caught by the decorator).
     """
-    import click
+    from typer import exceptions
 
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     traceback_wanted = [argument for argument in arguments if argument == "--traceback"]
     if arguments[:1] == ["run"]:
         return run.main(arguments[1:])
     arguments = [argument for argument in arguments if argument not in traceback_wanted]
     try:
         result = app(arguments, standalone_mode=False, prog_name="hf-xlt")
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
-        return 2
-    except click.exceptions.Abort as error:
+    except exceptions.Abort as error:
         raise KeyboardInterrupt from error
-    except click.ClickException as error:
+    except exceptions.TyperException as error:
         raise ConfigError(f"{error.format_message()} See `hf-xlt --help`.") from error
     return result if isinstance(result, int) else 0
 

@@ -71,6 +71,8 @@ def score(trainer: XLTTrainer, datasets: Mapping[str, Any], metric: str, source_
         The scores, source languages first.
     """
     predictions = trainer.predict_languages(datasets)
+    # Closes the progress bar, and tells callbacks that this was no evaluation to select by.
+    trainer.callback_handler.on_predict(trainer.args, trainer.state, trainer.control, {})
     config = trainer.bare_model().config
     scores = [
         LanguageScore(

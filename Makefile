@@ -1,0 +1,53 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := requirements/constraints.txt
+STAMP := $(VENV)/.installed
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# `accelerate launch` speaks up about every option it was not given.
+LAUNCH := $(BIN)/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+
+.PHONY: help install demo test test-slow check style benchmarks examples build clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+$(STAMP): setup.cfg setup.py pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hf_xlt needs Python 3.11 or newer; set PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) setuptools wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[plot,dev]'
+	@touch $(STAMP)
+
+install: $(STAMP)  ## make the virtual environment and install the package into it
+
+demo: $(STAMP)  ## the main job on the embedded task: robust training on English, scored on eleven other languages
+	$(LAUNCH) -m hf_xlt.run --strategy robust
+
+test: $(STAMP)  ## the tests
+	$(PYTEST) -m "not slow and not gpu"
+
+test-slow: $(STAMP)  ## the tests that take minutes
+	$(PYTEST) -m slow
+
+check: $(STAMP)  ## lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+style: $(STAMP)  ## mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmarks: $(STAMP)  ## cost of a step against the arithmetic
+	$(BIN)/python benchmarks/robust_step.py
+
+examples: $(STAMP)  ## a few updates of every example
+	for file in examples/*.yaml; do $(BIN)/hf-xlt run --config $$file --max-steps 2 --no-floor --output-dir runs/examples/$$(basename $$file .yaml) --overwrite || exit 1; done
+
+build: $(STAMP)  ## source distribution and wheel, in dist/
+	rm -rf build dist *.egg-info
+	$(BIN)/python -m build --no-isolation
+
+clean:  ## remove the environment and what was built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,59 @@
+"""`hf-xlt card`: render a run's model card from its record, or check the one that is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command("card")
+    def card(
+        run: str = typer.Argument(..., help="Output directory of a run."),
+        check: bool = typer.Option(False, "--check", help="Check the card that is there, and write nothing."),
+        output: str = typer.Option(None, help="File to write instead of README.md in the run's directory."),
+        overwrite: bool = typer.Option(False, "--overwrite", help="Replace a card that was edited by hand."),
+    ) -> None:
+        """Write README.md, the model card, from xlt_run.json."""
+        if check:
+            print(_check(Path(run)))
+        else:
+            print(_write(Path(run), Path(output) if output else None, overwrite))
+
+
+def _check(folder: Path) -> str:
+    from hf_xlt.errors import ConfigError
+    from hf_xlt.model_cards.card import CARD_NAME, check, is_generated
+
+    path = folder / CARD_NAME
+    if not path.is_file():
+        raise ConfigError(f"`{folder}` holds no card; `hf-xlt card {folder}` writes one.")
+    text = path.read_text(encoding="utf-8")
+    problems = check(text)
+    if problems:
+        raise ConfigError(f"`{path}` cannot be pushed: {'; '.join(problems)}.")
+    return f"{path} is ready to push, {'as rendered' if is_generated(text) else 'edited by hand'}."
+
+
+def _write(folder: Path, output: Path | None, overwrite: bool) -> str:
+    from hf_xlt.errors import ConfigError
+    from hf_xlt.files import write_text
+    from hf_xlt.model_cards.card import CARD_NAME, is_generated, render
+    from hf_xlt.record import RunRecord
+
+    text = render(RunRecord.read(folder))
+    path = output or folder / CARD_NAME
+    if path.is_dir():
+        raise ConfigError(f"`{path}` is a directory; give `--output` a file name.")
+    if path.is_file() and not overwrite and not is_generated(path.read_text(encoding="utf-8")):
+        raise ConfigError(
+            f"`{path}` was edited by hand and is left alone. Replace it with `--overwrite`, or write elsewhere with "
+            "`--output FILE`."
+        )
+    if not path.parent.is_dir():
+        raise ConfigError(f"folder `{path.parent}` is missing; give `--output` a file in an existing one.")
+    write_text(path, text)
+    return f"Card written to {path}"
