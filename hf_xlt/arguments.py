@@ -413,8 +413,12 @@ def _check_roles(strategy: Strategy, data: DataArguments) -> None:
 
 
 def non_default(arguments: Arguments) -> dict[str, Any]:
-    """Return the shareable settings that differ from their fields' defaults, by field name."""
-    changed = {}
+    """Return the settings that differ from their fields' defaults, and all of the strategy's own, by field name."""
+    from hf_xlt.training.config import XLTConfig
+
+    shared = {entry.name for entry in dataclasses.fields(XLTConfig)}
+    own = [entry.name for entry in dataclasses.fields(arguments.config) if entry.name not in shared]
+    changed = {name: getattr(arguments.config, name) for name in own}
     for group in (arguments.run, arguments.model, arguments.data, arguments.config):
         for entry in dataclasses.fields(group):
             value = getattr(group, entry.name)

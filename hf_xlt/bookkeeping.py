@@ -54,7 +54,7 @@ def start_record(
         },
         arguments=resolved(arguments),
         settings=shareable_arguments(non_default(arguments), _HIDDEN),
-        model={"name": prepared.model.name, "revision": arguments.model.model_revision},
+        model={"name": prepared.model.name, "revision": arguments.model.model_revision, **prepared.model.license()},
         data=describe_data(plan),
         languages=describe_languages(plan),
         labels=list(prepared.inventory.names) if prepared.inventory else [],
@@ -131,6 +131,7 @@ def complete_hardware(record: RunRecord, arguments: Arguments, threads: int, mod
     record.hardware = hardware(arguments.config, threads)
     record.model["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     record.model["model_type"] = model.config.model_type
+    record.model["revision"] = getattr(model.config, "_commit_hash", None) or record.model["revision"]
 
 
 def check_same_run(record: RunRecord, arguments: Arguments, plan: DataPlan, labels: Sequence[str]) -> None:

@@ -8,12 +8,14 @@ import platform
 import re
 import shlex
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from hf_xlt.data.sources import shareable_pattern
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "safetensors", "tokenizers", "babel")
 _SECRET_FLAGS = ("hub-token", "token")
+_PLACE_FLAGS = ("output-dir", "resume", "overwrite", "traceback")
 _PATH_FLAGS = ("config", "deepspeed", "run-name", "logging-dir", "hub-model-id")
 
 
@@ -60,7 +62,7 @@ def shareable_command(argv: Sequence[str]) -> str:
     for token in argv:
         flag = re.sub("_", "-", token[2:].split("=")[0]) if token.startswith("--") else None
         if flag is not None:
-            skipping = flag in (*_SECRET_FLAGS, *_PATH_FLAGS, "output-dir", "resume", "overwrite", "traceback")
+            skipping = flag in (*_SECRET_FLAGS, *_PATH_FLAGS, *_PLACE_FLAGS)
         if not skipping:
             kept.append(_without_folders(token))
     return " ".join(["hf-xlt run", *map(shlex.quote, kept)])
@@ -69,7 +71,11 @@ def shareable_command(argv: Sequence[str]) -> str:
 def _without_folders(token: str) -> str:
     prefix, separator, value = token.rpartition("=")
     local = value.startswith(("/", "~", ".")) or value.count("/") > 1
-    return f"{prefix}{separator}{shareable_pattern(value)}" if local else token
+    if not local:
+        return token
+    # Only of a file is the folder told, which names the data; a folder alone may be anybody's.
+    told = shareable_pattern(value) if Path(value).suffix else Path(value).name
+    return f"{prefix}{separator}{told}"
 
 
 def shareable_arguments(values: dict[str, Any], hidden: Iterable[str]) -> dict[str, Any]:

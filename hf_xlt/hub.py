@@ -123,12 +123,7 @@ def push(
     record = _check_run(task)
     uploads, card, notes = collect(task.folder, record, repo_id)
     if dry_run:
-        from huggingface_hub import constants
-
-        endpoint = api.endpoint if api is not None else constants.ENDPOINT
-        files = {upload.name: upload.size for upload in uploads}
-        url, branch = f"{endpoint}/{repo_id}", revision or "main"
-        return PushReport(repo_id, url, files, private, branch, None, None, None, True, card, tuple(notes))
+        return _describe_only(task, api, uploads, card, notes)
     if api is None:
         from huggingface_hub import HfApi
 
@@ -140,6 +135,25 @@ def push(
     # Below the Hub's own errors lie those of its HTTP library and of its storage client, which share no base class.
     except Exception as error:
         raise explain(error, task.repo_id, api.endpoint, task.way_out) from error
+
+
+def _describe_only(task: _Push, api: HfApi | None, uploads: list[Upload], card: str, notes: list[str]) -> PushReport:
+    from huggingface_hub import constants
+
+    endpoint = api.endpoint if api is not None else constants.ENDPOINT
+    return PushReport(
+        repo_id=task.repo_id,
+        url=f"{endpoint}/{task.repo_id}",
+        files={upload.name: upload.size for upload in uploads},
+        private=task.private,
+        revision=task.revision or "main",
+        commit=None,
+        pull_request=None,
+        changed=None,
+        dry_run=True,
+        card=card,
+        notes=tuple(notes),
+    )
 
 
 def _check_arguments(task: _Push) -> None:

@@ -48,11 +48,12 @@ def persist(call: Callable[[], T], endpoint: str, repeatable: bool = True) -> T:
     raise AssertionError("unreachable")
 
 
-def _retried_already(error: Exception, endpoint: str) -> bool:
+def _retried_already(error: Any, endpoint: str) -> bool:
     """Say whether the client itself repeats this request: the transfer of files and what prepares it."""
     try:
-        url = str(error.request.url)
-    except (AttributeError, RuntimeError):
+        # The Hub's own errors carry the request with the response only.
+        url = str((getattr(error, "response", None) or error).request.url)
+    except RuntimeError:
         return False
     return "/preupload/" in url or not url.startswith(f"{endpoint}/api/")
 
@@ -76,6 +77,9 @@ def explain(error: Exception, repo_id: str, endpoint: str, way_out: str) -> Conf
     import httpx2
     from huggingface_hub import errors
 
+    if type(error) is RuntimeError and isinstance(error.__cause__, (errors.HfHubHTTPError, httpx2.TransportError)):
+        # A failed transfer of a file comes wrapped in words that leave out why.
+        error = error.__cause__
     if isinstance(error, errors.LocalTokenNotFoundError):
         return RunError(f"no Hub access token was found. Log in with `hf auth login`, or set HF_TOKEN. {way_out}")
     if isinstance(error, errors.OfflineModeIsEnabled):

@@ -140,6 +140,26 @@ class ModelSource:
             )
         return self._anonymous(model)
 
+    def license(self) -> dict[str, str]:
+        """Return `license`, and `license_link` where there is one, off the model's card, if that is at hand.
+
+        Nothing is fetched and nothing assumed: without a card on this machine the license is unknown.
+        """
+        from huggingface_hub import metadata_load, try_to_load_from_cache
+
+        card = os.path.join(self.path, "README.md")
+        if not os.path.isdir(self.path):
+            card = try_to_load_from_cache(self.path, "README.md", revision=self.revision)
+        try:
+            metadata = metadata_load(card) if isinstance(card, str) and os.path.isfile(card) else None
+        except ValueError:
+            metadata = None
+        if not isinstance(metadata, dict) or not metadata.get("license"):
+            return {}
+        name = metadata.get("license_name") if metadata["license"] == "other" else metadata["license"]
+        link = metadata.get("license_link")
+        return {"license": str(name or "other"), **({"license_link": str(link)} if link else {})}
+
     def _anonymous(self, model: PreTrainedModel) -> PreTrainedModel:
         model.config._name_or_path = self.name or ""
         model.name_or_path = self.name or ""

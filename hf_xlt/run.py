@@ -73,6 +73,11 @@ class Run:
         self.before = inspect_output(self.folder, resume=arguments.run.resume, overwrite=arguments.run.overwrite)
         self.started = time.monotonic()
         self.hub = _take_hub_settings(arguments.config)
+        if self.hub is not None and arguments.embedded:
+            raise ConfigError(
+                "`--push-to-hub` is not for the embedded demo task: its model serves no one. To try a push all the "
+                "same, use `hf-xlt push RUN USER/NAME --force` after the run."
+            )
 
     def go(self) -> int:
         """Train, score, record, render the card, push; return the exit code."""

@@ -70,6 +70,7 @@ def world(tmp_path_factory):
     return root
 
 
+TARGET = "--target-dataset data/{split}.{lang}.jsonl"
 GOOD = "--model encoder --dataset data/{split}.{lang}.jsonl"
 VALIDATE = "--eval-strategy epoch --save-strategy epoch --load-best-model-at-end"
 # Arguments after `run`, and a part of the line on stderr that tells this error from others.
@@ -94,7 +95,10 @@ USAGE = {
     "missing label column": (GOOD.replace("data/", "nolabel/"), "must contain a `label` column"),
     "empty split": (GOOD.replace("data/", "empty/"), "the file is empty"),
     "broken json": (GOOD.replace("data/", "broken/"), "cannot be read as jsonl"),
-    "broken parquet": ("--model encoder --dataset garbage.{lang}.parquet --target-dataset data/{split}.{lang}.jsonl", "cannot be read as parquet"),
+    "broken parquet": (
+        "--model encoder --dataset garbage.{{lang}}.parquet {TARGET}",
+        "cannot be read as parquet",
+    ),
     "negative label": (GOOD.replace("data/", "negative/"), "holds the label -1"),
     "fractional label": (GOOD.replace("data/", "float/"), "numbers with a fraction"),
     "one class": (GOOD.replace("data/", "oneclass/"), "classification needs two or more"),
@@ -107,7 +111,10 @@ USAGE = {
     "too few names": (f"{GOOD} --labels a,b", "label 0 is called 'bad', but class 0 of the inventory"),
     "name twice": (f"{GOOD} --labels a,a,b", "names a class twice"),
     "one file for two roles": ("--model encoder --dataset single.jsonl", "single set, used as `train`"),
-    "no language column": ("--model encoder --dataset nolang.jsonl --target-dataset data/{split}.{lang}.jsonl", "a column that names the language"),
+    "no language column": (
+        "--model encoder --dataset nolang.jsonl {TARGET}",
+        "a column that names the language",
+    ),
     "negative shots": (f"{GOOD} --shots -1", "`--shots` is -1"),
     "length 0": (f"{GOOD} --max-length 0", "`--max-length` is 0"),
     "threads 0": (f"{GOOD} --threads 0", "`--threads` is 0"),

@@ -43,7 +43,11 @@ def test_the_version_is_printed(capsys):
 
 @pytest.mark.parametrize(
     ("line", "expected"),
-    [("evalute x", "No such command 'evalute'"), ("evaluate", "Missing argument 'model'"), ("card x --no", "No such option")],
+    [
+        ("evalute x", "No such command 'evalute'"),
+        ("evaluate", "Missing argument 'model'"),
+        ("card x --no", "No such option"),
+    ],
 )
 def test_a_wrong_command_line_is_one_line_and_exit_code_2(line, expected, capsys):
     assert main(line.split()) == 2

@@ -96,6 +96,27 @@ def test_interrupted_and_resumed_equals_uninterrupted(strategy, tmp_path, stop_a
 
 
 @every_entry
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train_sampling_strategy": "group_by_length"},
+        {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
+        {"bf16": True},
+        {"activation_checkpointing": True},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_resuming_in_the_second_epoch_is_exact_under_trainer_options(strategy, tmp_path, changes):
+    settings = {"max_steps": 11, "save_steps": 8, **changes}
+    whole, _ = run(strategy, tmp_path, **settings)
+    for name in ("model.safetensors", "phases.json", "checkpoint-11/complete.json"):
+        (tmp_path / name).unlink()
+    resumed, ledger = run_phases(make_context(strategy, tmp_path, **settings), tmp_path, resume=True)
+    assert ledger.done[0]["resumed_from"] == 8
+    assert same_weights(whole.bare_model(), resumed.bare_model())
+
+
+@every_entry
 def test_resuming_a_finished_run_does_nothing(strategy, tmp_path):
     run(strategy, tmp_path)
     before = (tmp_path / "model.safetensors").stat().st_mtime_ns
@@ -141,7 +162,9 @@ def test_the_saved_model_loads_with_plain_classes_and_gives_the_same_logits(stra
     loaded, report = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
     _, bare = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert all("pooler" in key or "classifier" in key for kind in ("missing_keys", "unexpected_keys") for key in bare[kind])
+    assert all(
+        "pooler" in key or "classifier" in key for kind in ("missing_keys", "unexpected_keys") for key in bare[kind]
+    )
     batch = make_tokenizer().pad(
         [{key: row[key] for key in ("input_ids", "attention_mask")} for row in make_features(5)], return_tensors="pt"
     )

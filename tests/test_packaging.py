@@ -22,7 +22,8 @@ def packages() -> list[str]:
 
 def test_every_package_on_disk_is_listed():
     found = {
-        ".".join(path.parent.relative_to(ROOT).parts).replace("/", ".") for path in (ROOT / "hf_xlt").rglob("__init__.py")
+        ".".join(path.parent.relative_to(ROOT).parts).replace("/", ".")
+        for path in (ROOT / "hf_xlt").rglob("__init__.py")
     }
     assert set(packages()) == found | {"hf_xlt.cli", "hf_xlt.model_cards"}
 
@@ -49,7 +50,8 @@ def built(tmp_path_factory):
     target = folder / "installed"
     (wheel,) = (folder / "dist").glob("*.whl")
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)], check=True
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)],
+        check=True,
     )
     return folder
 

@@ -58,9 +58,7 @@ def arguments(strategy, out, batch):
     "strategy", [name for name in STRATEGIES if PROCESSES in get_strategy(name).invariances], ids=str
 )
 def test_two_processes_give_the_result_of_one(world, strategy):
-    done = launch(
-        arguments(strategy, f"two-{strategy}", 4), world, launcher=["--multi_gpu", "--num_processes", "2"]
-    )
+    done = launch(arguments(strategy, f"two-{strategy}", 4), world, launcher=["--multi_gpu", "--num_processes", "2"])
     assert done.returncode == 0, done.stderr[-3000:]
     from hf_xlt.cli.main import main
 

@@ -353,3 +353,12 @@ def test_command_prints_one_json_document(hub, run, capsys, command):
     assert report["repo_id"] == REPO and report["private"] is False and report["changed"] is True
     assert set(report["files"]) == {"README.md", "xlt_run.json", *SENT}
     assert is_generated(report["card"])
+
+
+@pytest.mark.parametrize(("method", "route"), [("POST", "/preupload/"), ("PUT", "/_lfs/")])
+def test_what_the_client_repeats_is_not_repeated_again(hub, api, run, waits, monkeypatch, method, route):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    hub.store.faults.append(Fault(method, route, times=99))
+    with pytest.raises(RunError, match=r"the Hub failed \(status 500\)"):
+        push(run, REPO, api=api)
+    assert waits == [] and len(hub.store.requests(method, route)) == 6

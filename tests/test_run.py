@@ -65,9 +65,17 @@ def test_the_record_tells_the_run_and_nothing_of_the_machine(go, world, tmp_path
     assert record.status == FINISHED and record.strategy["name"] == "finetune"
     assert [entry["name"] for entry in record.languages["target"]] == ["German", "Swahili"]
     assert record.seeds == {"seed": 3} and record.arguments["learning_rate"] == 1e-3
-    assert record.model == {"name": None, "revision": None, "parameters": record.model["parameters"], "model_type": "bert"}
+    assert record.model == {
+        "name": None,
+        "revision": None,
+        "parameters": record.model["parameters"],
+        "model_type": "bert",
+    }
     assert record.selection["protocol"] == "last checkpoint" and not record.selection["oracle"]
-    assert record.data["source"]["examples"] == {"en": 48} and record.data["target"]["examples"] == {"de": 17, "sw": 22}
+    assert record.data["source"]["examples"] == {"en": 48} and record.data["target"]["examples"] == {
+        "de": 17,
+        "sw": 22,
+    }
     assert set(record.data["target"]["fingerprints"]) == {"de", "sw"}
     assert record.scores.of_role("source")[0].examples == 12
     assert record.settings["max_steps"] == 4 and "output_dir" not in record.arguments
@@ -76,7 +84,10 @@ def test_the_record_tells_the_run_and_nothing_of_the_machine(go, world, tmp_path
 
 def test_results_agree_with_a_plain_loop_over_the_saved_model(go, world):
     _, folder, _, _ = go("--target-languages de,zh --max-steps 40")
-    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = (
+        AutoModelForSequenceClassification.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+    )
     saved = json.loads((folder / "results.json").read_text())
     for language in ("en", "de", "zh"):
         rows = [json.loads(line) for line in open(world / "data" / f"test.{language}.jsonl")]
@@ -97,7 +108,9 @@ def test_all_targets_are_the_languages_of_the_data_but_the_source(go):
 
 def test_both_spellings_and_yaml_give_the_same_run_and_the_command_line_wins(tmp_path):
     config = tmp_path / "run.yaml"
-    config.write_text("strategy: robust\ntarget_languages: [de, sw]\nlearning_rate: 1.0e-4\nmax-steps: 7\nbf16: false\n")
+    config.write_text(
+        "strategy: robust\ntarget_languages: [de, sw]\nlearning_rate: 1.0e-4\nmax-steps: 7\nbf16: false\n"
+    )
     base = ["--model", "m", "--dataset", "d/{split}.{lang}.csv"]
     first = parse_arguments([*base, "--config", str(config), "--learning_rate", "2e-5"])
     second = parse_arguments(
@@ -112,7 +125,15 @@ def test_both_spellings_and_yaml_give_the_same_run_and_the_command_line_wins(tmp
 def test_a_dry_run_prints_the_plan_and_writes_nothing(go, tmp_path):
     code, folder, out, _ = go("--dry-run --target-languages de,sw --strategy robust --shots 6")
     assert code == 0 and not folder.exists()
-    for part in ("few-shot", "de", "48", "Labels     3: bad, good, plain", "last checkpoint", "Updates    4", "plain steps"):
+    for part in (
+        "few-shot",
+        "de",
+        "48",
+        "Labels     3: bad, good, plain",
+        "last checkpoint",
+        "Updates    4",
+        "plain steps",
+    ):
         assert part in out
     assert list(tmp_path.iterdir()) == []
 
@@ -167,7 +188,9 @@ SELECT = "--eval-strategy steps --eval-steps 2 --save-steps 2 --load-best-model-
 def test_selection_by_source_validation_reads_no_target_validation(go, monkeypatch):
     read = []
     original = FileSource.read
-    monkeypatch.setattr(FileSource, "read", lambda self, lang, split: read.append((lang, split)) or original(self, lang, split))
+    monkeypatch.setattr(
+        FileSource, "read", lambda self, lang, split: read.append((lang, split)) or original(self, lang, split)
+    )
     _, folder, out, _ = go(SELECT)
     assert RunRecord.read(folder).selection == {
         "protocol": "source-language validation",
@@ -196,7 +219,7 @@ def test_target_test_rows_are_read_only_after_training(go, monkeypatch):
     monkeypatch.setattr(XLTTrainer, "train", trained)
     go("--target-languages de,sw")
     assert events.index("trained") < events.index(("de", "test"))
-    assert [event for event in events[: events.index("trained")]] == [("en", "train")]
+    assert list(events[: events.index("trained")]) == [("en", "train")]
 
 
 def test_an_oracle_is_named_in_output_record_and_card(go):
@@ -274,6 +297,8 @@ def test_a_plot_has_one_bar_per_language(tmp_path):
         LanguageScore(code, "source" if code == "en" else "target", 10, {"accuracy": value})
         for code, value in (("en", 0.8), ("de", 0.7), ("sw", 0.2))
     )
-    assert plot(tmp_path / "a.png", Results("accuracy", scores)) and plot(tmp_path / "b.png", Results("accuracy", scores))
+    assert plot(tmp_path / "a.png", Results("accuracy", scores)) and plot(
+        tmp_path / "b.png", Results("accuracy", scores)
+    )
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

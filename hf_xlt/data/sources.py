@@ -367,8 +367,11 @@ def make_source(spec: str, language_column: str | None, default_split: str | Non
 
 
 def shareable_pattern(pattern: str) -> str:
-    """Cut a local pattern to its last two parts, which say what the data are and not where they lie."""
-    return "/".join(Path(pattern).parts[-2:]).lstrip("/")
+    """Cut a local pattern to its file and folder, which say what the data are and not where or whose they are."""
+    path = Path(pattern)
+    folder = path.parent.absolute()
+    is_home = folder == Path.home() or folder.parent.name in ("home", "Users") or folder.name == Path.home().name
+    return path.name if is_home or not path.parent.name else f"{path.parent.name}/{path.name}"
 
 
 def select_equal(table: Dataset, column: str, value: str) -> Dataset:

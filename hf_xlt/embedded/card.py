@@ -18,12 +18,13 @@ tags:
 # {name}
 
 A very small multilingual encoder for the offline demonstration of `hf_xlt`: ModernBERT with 2 layers, 128 dimensions,
-4 heads and 6,000 pieces at most, {parameters:,} parameters, weights in fp16. It knows short phrases (names of places,
-languages, currencies and time zones; dates, times, durations, measures) in {language_count} languages: {languages}.
+4 heads and at most 6,000 pieces, {parameters:,} parameters, weights in fp16. It knows short phrases (names of places,
+languages, currencies and time zones; dates, times, durations, measures) in {language_count} languages:
+{languages}.
 
 ## How it was made
 
-From the Unicode CLDR data in babel {babel_version}, with the command
+From the data of Unicode CLDR {cldr_version} in babel {babel_version}, with the command
 
     {command}
 
@@ -33,8 +34,8 @@ of the development or test part of the demonstration task occurs in no line, in 
 - Contrastive steps (70 %): 64 phrases, each in two languages, mean-pooled, cosine, temperature 0.05, symmetric softmax
   over the batch; one number for the whole batch.
 - Masked-LM steps (30 %): one phrase in two languages in a sequence, 40 % of the pieces masked.
-- {steps:,} steps, AdamW, learning rate 2e-3, warm-up over one sixteenth of the steps, then linear
-  decay, clipping at 1.0, float32, no dropout.
+- {steps:,} steps, AdamW, learning rate 2e-3, warm-up over one sixteenth of the steps, linear decay, clipping at 1.0,
+  float32, no dropout.
 
 ### Seeds looked at
 
@@ -45,7 +46,8 @@ each other language, both directions; no labels.
 {seed_table}
 
 Shipped: seed {shipped_seed}, the best retrieval. Target labels played no part: choosing by them would make the
-zero-shot figures oracle figures.
+zero-shot figures oracle figures. With one thread the command repeats its figures and its weights bit for bit on the
+same processor and versions.
 
 ## Use
 
@@ -70,8 +72,9 @@ The test phrases of the demonstration task, {test_count:,} in each language, hav
 ## Licence and notice
 
 The weights and the vocabulary derive from data of the Unicode Common Locale Data Repository (CLDR), copyright (c)
-1991 and later, Unicode, Inc., used under the Unicode License v3 (https://www.unicode.org/license.txt). "Unicode" is a
-registered trademark of Unicode, Inc. in the United States and other countries; no endorsement is implied.
+2004-2025 Unicode, Inc., used under the Unicode License v3 (SPDX `Unicode-3.0`,
+https://www.unicode.org/license.txt), whose full text is in the file NOTICE of `hf_xlt`. Unicode, Inc. has no part in
+this model and does not endorse it.
 """
 
 
@@ -102,7 +105,9 @@ class EncoderFacts:
     steps: int
     seeds: tuple[SeedFigures, ...]
     shipped_seed: int
+    untrained_retrieval: float
     babel_version: str
+    cldr_version: str
     test_set_hash: str
     test_count: int
     maximum_length: int
@@ -111,6 +116,7 @@ class EncoderFacts:
 def render_card(facts: EncoderFacts) -> str:
     """Return the card; the same facts give the same text."""
     rows = ["| seed | English accuracy | retrieval |", "|---|---|---|"]
+    rows += [f"| untrained | - | {facts.untrained_retrieval:.1f} |"]
     rows += [f"| {row.seed} | {row.english_accuracy:.1f} | {row.retrieval:.1f} |" for row in facts.seeds]
     seeds = " ".join(str(row.seed) for row in facts.seeds)
     return TEMPLATE.format(
@@ -124,6 +130,7 @@ def render_card(facts: EncoderFacts) -> str:
         seed_table="\n".join(rows),
         shipped_seed=facts.shipped_seed,
         babel_version=facts.babel_version,
+        cldr_version=facts.cldr_version,
         test_set_hash=facts.test_set_hash,
         test_count=facts.test_count,
         maximum_length=facts.maximum_length,

@@ -32,24 +32,14 @@ from typing import Literal
 
 import babel
 from babel import Locale, localedata
+from babel.core import get_cldr_version
 from babel.dates import format_date, format_skeleton
 
 from hf_xlt.embedded import SOURCE_LANGUAGE, TARGET_LANGUAGES, TEST_PHRASES
 
 Split = Literal["train", "validation", "test"]
 
-LABELS: tuple[str, ...] = (
-    "place",
-    "language",
-    "money",
-    "zone",
-    "date",
-    "clock",
-    "past",
-    "future",
-    "duration",
-    "measure",
-)
+LABELS = ("place", "language", "money", "zone", "date", "clock", "past", "future", "duration", "measure")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 DEFAULT_LANGUAGES: tuple[str, ...] = (SOURCE_LANGUAGE, *TARGET_LANGUAGES)
 
@@ -139,7 +129,8 @@ class PhraseGenerator:
         ValueError: a code is unknown to babel, or no language is given.
     """
 
-    def __init__(self, languages: Iterable[str] = DEFAULT_LANGUAGES) -> None:  # noqa: D107
+    def __init__(self, languages: Iterable[str] = DEFAULT_LANGUAGES) -> None:
+        """Load the languages' data and divide their common items."""
         self.languages = tuple(languages)
         if not self.languages:
             raise ValueError("`languages` is empty; give at least one CLDR language code.")
@@ -398,3 +389,8 @@ test_set_hash.__test__ = False
 def babel_version() -> str:
     """Return the version of babel, which fixes the version of CLDR."""
     return babel.__version__
+
+
+def cldr_version() -> str:
+    """Return the version of the CLDR data that babel carries."""
+    return get_cldr_version()

@@ -21,7 +21,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,12 +35,22 @@ from transformers import (
     ModernBertForMaskedLM,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from hf_xlt.embedded import DEVELOPMENT_PHRASES, ENCODER_NAME, SOURCE_LANGUAGE, TEST_PHRASES, TRAINING_PHRASES
 from hf_xlt.embedded.card import EncoderFacts, SeedFigures, render_card
-from hf_xlt.embedded.phrases import LABELS, PhraseGenerator, PhraseSpec, babel_version, phrase_rows, test_set_hash
+from hf_xlt.embedded.phrases import (
+    LABELS,
+    PhraseGenerator,
+    PhraseSpec,
+    babel_version,
+    cldr_version,
+    phrase_rows,
+    test_set_hash,
+)
 from hf_xlt.embedded.probe import accuracy, finetune, linear_schedule, mean_pool, retrieval_accuracy
 from hf_xlt.embedded.tokenizer import MAXIMUM_LENGTH, SPECIAL_TOKENS, tokenizer_lines, train_tokenizer
+from hf_xlt.errors import ConfigError, reports_errors
 
 STEPS, BATCH_SIZE = 1600, 64
 WARMUP_SHARE = 1 / 16
@@ -53,6 +63,8 @@ SOURCE_SHARE = 0.3
 KIND_WEIGHTS = [9 if kind == "measure" else 1 for kind in LABELS]
 # Sequences are sorted by length within so many batches, which halves the padding.
 BUCKET_BATCHES = 20
+# English development accuracy of one encoder, mean and deviation of five fine-tuning seeds: 70.7 +/- 1.6 without
+# dropout, 71.4 +/- 1.7 with 0.1, 72.1 +/- 3.0 with 0.2.
 FINETUNING_DROPOUT = 0.1
 
 logger = logging.getLogger(__name__)
@@ -103,7 +115,8 @@ class PairSampler:
         seed: the source of all draws.
     """
 
-    def __init__(self, generator: PhraseGenerator, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:  # noqa: D107
+    def __init__(self, generator: PhraseGenerator, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
+        """Keep the arguments and seed the draws."""
         self.generator = generator
         self.tokenizer = tokenizer
         self.rng = random.Random(seed)
@@ -180,8 +193,8 @@ def pretrain(
 ) -> tuple[ModernBertForMaskedLM, LossHistory]:
     """Pre-train an encoder from random weights on the training split.
 
-    Eager attention: on short sequences its backward pass takes half the time of the fused kernel on a CPU. Float32:
-    bfloat16 autocast takes ten times as long on a processor without instructions for it.
+    Eager attention is as fast as the fused kernel on these short sequences. Float32: bfloat16 autocast is ten times as
+    slow on a processor without instructions for it.
 
     Args:
         generator: renders the languages.
@@ -223,6 +236,17 @@ def save_encoder(model: ModernBertForMaskedLM, tokenizer: PreTrainedTokenizerBas
     shipped.load_state_dict(model.state_dict())
     shipped.half().save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    # safetensors writes for the owner only; the folder is to be packaged and read by others.
+    for path in directory.iterdir():
+        path.chmod(0o644)
+
+
+def development_retrieval(
+    encoder: ModernBertForMaskedLM, tokenizer: PreTrainedTokenizerBase, generator: PhraseGenerator
+) -> float:
+    """Return the percentage of development phrases that find their translation, mean over all target languages."""
+    targets = [language for language in generator.languages if language != SOURCE_LANGUAGE]
+    return retrieval_accuracy(encoder, tokenizer, generator, SOURCE_LANGUAGE, targets)
 
 
 def figures_of(directory: Path, tokenizer: PreTrainedTokenizerBase, generator: PhraseGenerator) -> tuple[float, float]:
@@ -231,8 +255,7 @@ def figures_of(directory: Path, tokenizer: PreTrainedTokenizerBase, generator: P
     The saved weights are measured, so that the rounding to fp16 is part of the figures.
     """
     encoder = AutoModelForMaskedLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
-    targets = [language for language in generator.languages if language != SOURCE_LANGUAGE]
-    retrieval = retrieval_accuracy(encoder, tokenizer, generator, SOURCE_LANGUAGE, targets)
+    retrieval = development_retrieval(encoder, tokenizer, generator)
     torch.manual_seed(0)
     classifier = AutoModelForSequenceClassification.from_pretrained(
         directory, num_labels=len(LABELS), dtype=torch.float32, attn_implementation="eager"
@@ -242,32 +265,32 @@ def figures_of(directory: Path, tokenizer: PreTrainedTokenizerBase, generator: P
     return accuracy(classifier, tokenizer, development), retrieval
 
 
-def make_encoder(
-    output_directory: Path, seeds: Sequence[int], steps: int, report: Callable[[str], None] = logger.info
-) -> list[SeedFigures]:
+def make_encoder(output_directory: Path, seeds: Sequence[int], steps: int) -> list[SeedFigures]:
     """Pre-train one encoder per seed and put the best one, with its card, at the output directory.
 
     Everything is written to a temporary folder beside and renamed at the end, so an interrupted run leaves the
-    output directory as it was.
+    output directory as it was. Repeatable with one thread only, which is the caller's to set.
 
     Args:
         output_directory: new, empty, or holding an earlier encoder, which is replaced.
         seeds: of pre-training; the tokenizer is the same for all.
         steps: of pre-training.
-        report: is given one line per seed and one for the choice.
 
     Returns:
         The figures of all seeds.
 
     Raises:
-        FileExistsError: the output directory holds something that is not an encoder.
+        ConfigError: the output directory holds something that is not an encoder.
     """
     occupied = output_directory.exists() and any(output_directory.iterdir())
     if occupied and not (output_directory / "config.json").is_file():
-        raise FileExistsError(f"{output_directory} holds other files; give a new or empty directory.")
+        raise ConfigError(f"`{output_directory}` holds other files; give a new or empty directory.")
     output_directory.parent.mkdir(parents=True, exist_ok=True)
     generator = PhraseGenerator()
     tokenizer = train_tokenizer(tokenizer_lines(generator))
+    # Names alike in spelling find each other without any training: the figures of the seeds mean little without this.
+    floor = development_retrieval(pretrain(generator, tokenizer, steps=0, seed=seeds[0])[0], tokenizer, generator)
+    logger.info("untrained: development retrieval %.1f", floor)
     with tempfile.TemporaryDirectory(dir=output_directory.parent, prefix=".encoder-") as scratch:
         table = []
         for seed in seeds:
@@ -276,37 +299,55 @@ def make_encoder(
             seconds = time.perf_counter() - start
             save_encoder(model, tokenizer, Path(scratch, str(seed)))
             table.append(SeedFigures(seed, *figures_of(Path(scratch, str(seed)), tokenizer, generator), seconds))
-            report(table[-1].line())
+            logger.info(table[-1].line())
         best = max(table, key=lambda figures: figures.retrieval)
-        report(f"shipped: seed {best.seed}, the best development retrieval")
-        facts = EncoderFacts(
-            name=ENCODER_NAME,
-            parameters=model.num_parameters(),
-            languages=generator.languages,
-            steps=steps,
-            seeds=tuple(table),
-            shipped_seed=best.seed,
-            babel_version=babel_version(),
-            test_set_hash=test_set_hash(),
-            test_count=TEST_PHRASES,
-            maximum_length=MAXIMUM_LENGTH,
-        )
-        (Path(scratch, str(best.seed)) / "README.md").write_text(render_card(facts), encoding="utf-8")
+        logger.info("shipped: seed %d, the best development retrieval", best.seed)
+        shipped = Path(scratch, str(best.seed))
+        card = render_card(_facts(generator, model.num_parameters(), steps, table, best, floor))
+        (shipped / "README.md").write_text(card, encoding="utf-8")
         if output_directory.exists():
             output_directory.rename(Path(scratch, "replaced"))
-        Path(scratch, str(best.seed)).rename(output_directory)
+        shipped.rename(output_directory)
     return table
 
 
+def _facts(
+    generator: PhraseGenerator,
+    parameters: int,
+    steps: int,
+    table: Sequence[SeedFigures],
+    best: SeedFigures,
+    floor: float,
+) -> EncoderFacts:
+    return EncoderFacts(
+        name=ENCODER_NAME,
+        parameters=parameters,
+        languages=generator.languages,
+        steps=steps,
+        seeds=tuple(table),
+        shipped_seed=best.seed,
+        untrained_retrieval=floor,
+        babel_version=babel_version(),
+        cldr_version=cldr_version(),
+        test_set_hash=test_set_hash(),
+        test_count=TEST_PHRASES,
+        maximum_length=MAXIMUM_LENGTH,
+    )
+
+
+@reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return 0."""
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m hf_xlt.embedded.pretraining", description=__doc__.splitlines()[0])
     parser.add_argument("--output-dir", type=Path, required=True, help="new, empty or an earlier encoder's folder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3], help="pre-training seeds to try")
     parser.add_argument("--steps", type=int, default=STEPS, help="pre-training steps")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     arguments = parser.parse_args(argv)
     # More threads buy nothing at this size, and sums in another order would make the result unrepeatable.
     torch.set_num_threads(1)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
     make_encoder(arguments.output_dir, arguments.seeds, arguments.steps)
     return 0

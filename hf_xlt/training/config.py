@@ -38,6 +38,11 @@ class XLTConfig(TrainingArguments):
                 "`enable_jit_checkpoint` is not supported: an interrupted run (Ctrl-C, SIGTERM) already saves a "
                 "resumable checkpoint. Leave it off."
             )
+        if self.save_only_model:
+            raise ConfigError(
+                "`save_only_model` is not supported: such checkpoints cannot be resumed. To save disk, keep one "
+                "checkpoint with `--save-total-limit 1`, or none with `--save-strategy no`."
+            )
         try:
             super().__post_init__()
         except ConfigError:

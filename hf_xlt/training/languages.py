@@ -69,13 +69,14 @@ def join_languages(datasets: Mapping[str, Any]) -> LanguageBatches:
     empty = [language for language, dataset in datasets.items() if len(dataset) == 0]
     if empty:
         raise ValueError(f"Nothing to evaluate in {', '.join(empty)}: the data set is empty.")
-    lengths = np.concatenate([_lengths(dataset) for dataset in datasets.values()])
+    lengths = np.concatenate([example_lengths(dataset) for dataset in datasets.values()])
     order = np.argsort(-lengths, kind="stable")
     sizes = {language: len(dataset) for language, dataset in datasets.items()}
     return LanguageBatches(_select(list(datasets.values()), order), order, sizes)
 
 
-def _lengths(dataset: Any) -> np.ndarray:
+def example_lengths(dataset: Any) -> np.ndarray:
+    """Return the length in tokens of each example, from the `length` column where there is one."""
     if "length" in getattr(dataset, "column_names", ()):
         return np.asarray(dataset["length"])
     return np.asarray([len(example["input_ids"]) for example in dataset])

@@ -19,12 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction, Trainer
+from transformers.trainer_utils import has_length
 
 from hf_xlt.errors import ConfigError, RunError
 from hf_xlt.training.checkpoints import rotate, seal
-from hf_xlt.training.languages import LanguageBatches, join_languages, language_metrics
+from hf_xlt.training.languages import LanguageBatches, example_lengths, join_languages, language_metrics
 from hf_xlt.training.loaders import EndlessLoader, concatenate_batches
 from hf_xlt.training.losses import IGNORED, count_units, loss_sum, per_example_losses
+from hf_xlt.training.sampling import EpochLengthSampler
 from hf_xlt.training.state import ExtraState
 from hf_xlt.training.window import UpdateWindow
 
@@ -99,6 +101,14 @@ class XLTTrainer(Trainer):
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy == "group_by_length" and has_length(dataset):
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            update = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            return EpochLengthSampler(example_lengths(dataset).tolist(), update, seed)
+        return super()._get_train_sampler(train_dataset)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device

@@ -60,7 +60,14 @@ def test_only_incomplete_folders_are_removed(tmp_path):
 
 @pytest.mark.parametrize(
     ("limit", "best", "kept"),
-    [(None, None, [1, 2, 3, 4]), (2, None, [3, 4]), (1, None, [4]), (1, 2, [2, 4]), (3, 1, [1, 3, 4]), (9, None, [1, 2, 3, 4])],
+    [
+        (None, None, [1, 2, 3, 4]),
+        (2, None, [3, 4]),
+        (1, None, [4]),
+        (1, 2, [2, 4]),
+        (3, 1, [1, 3, 4]),
+        (9, None, [1, 2, 3, 4]),
+    ],
 )
 def test_rotation_keeps_the_newest_and_the_best(tmp_path, limit, best, kept):
     for step in (1, 2, 3, 4):

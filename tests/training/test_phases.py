@@ -133,9 +133,7 @@ class Watcher(TrainerCallback):
         self.mean = tensors["mean"]
 
 
-COUNTING = Strategy(
-    "counting", "Counting", CountingConfig, CountingTrainer, "For tests.", roles=("source", "target")
-)
+COUNTING = Strategy("counting", "Counting", CountingConfig, CountingTrainer, "For tests.", roles=("source", "target"))
 
 
 def test_state_beside_the_model_survives_a_resume(tmp_path):
@@ -197,7 +195,11 @@ def test_early_stopping_patience_survives_a_resume(tmp_path):
 
     trainer, _ = run_phases(context(), tmp_path, resume=False)
     assert trainer.state.global_step == 8
-    for path in [tmp_path / "model.safetensors", tmp_path / "phases.json", tmp_path / "checkpoint-8" / "complete.json"]:
+    for path in [
+        tmp_path / "model.safetensors",
+        tmp_path / "phases.json",
+        tmp_path / "checkpoint-8" / "complete.json",
+    ]:
         path.unlink()
     resumed, _ = run_phases(context(), tmp_path, resume=True)
     assert resumed.state.global_step == 8

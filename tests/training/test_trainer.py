@@ -34,9 +34,7 @@ def train(trainer_cls, config_cls, folder, changes=None, **arguments):
     model = arguments.pop("model", None) or make_model()
     config = config_cls(**settings(folder, **(changes or {})))
     data = arguments.pop("train_dataset", None) or make_features()
-    trainer = trainer_cls(
-        model=model, args=config, train_dataset=data, processing_class=make_tokenizer(), **arguments
-    )
+    trainer = trainer_cls(model=model, args=config, train_dataset=data, processing_class=make_tokenizer(), **arguments)
     trainer.train()
     return trainer
 

@@ -1,0 +1,292 @@
+"""The model card of a run: a pure function of its record.
+
+What the record does not hold the card does not say; unknown facts are left out.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import re
+from typing import Any
+
+from hf_xlt.model_cards.checks import check
+from hf_xlt.model_cards.metadata import base_model, build, metric_words, model_name
+from hf_xlt.record import LAST_CHECKPOINT, RunRecord
+from hf_xlt.results import SOURCE, TARGET, markdown, percent
+
+__all__ = ["CARD_NAME", "check", "is_generated", "render"]
+
+CARD_NAME = "README.md"
+TEMPLATE_NAME = "model_card.md.jinja"
+
+_SIGNATURE = "<!-- Rendered by hf_xlt from xlt_run.json; digest {digest} -->\n"
+_SIGNED = re.compile(r"(.*)" + re.escape(_SIGNATURE).replace(r"\{digest\}", "([0-9a-f]{16})"), re.DOTALL)
+
+# Tasks for which transformers has a pipeline, with the name that the snippet gives it.
+_PIPELINES = {"text-classification": "classify", "token-classification": "tag"}
+_EXAMPLE_DATE = datetime.date(2026, 1, 5)
+
+
+def render(record: RunRecord, repo_id: str | None = None) -> str:
+    """Render the card.
+
+    Args:
+        record: a run, scored or not.
+        repo_id: where the model will be on the Hub; None writes the loading snippet for the run's own folder.
+
+    Returns:
+        The card with its metadata; the same record and repository give the same bytes.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("hf_xlt.model_cards", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    text = environment.get_template(TEMPLATE_NAME).render(
+        metadata=build(record, repo_id).to_yaml(line_break="\n"),
+        title=model_name(record, repo_id),
+        record=record,
+        introduction=_introduction(record),
+        results=_results(record),
+        settings=_settings(record),
+        snippet=snippet(record, repo_id or "."),
+        is_local=repo_id is None,
+        names_local=_names_local(record),
+        facts=_facts(record),
+        data=_data(record),
+        limits=_limits(record),
+    )
+    text = re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n\n"
+    return text + _SIGNATURE.format(digest=_digest(text))
+
+
+def is_generated(text: str) -> bool:
+    """Say whether a card is as it was rendered: nobody has edited it since."""
+    match = _SIGNED.fullmatch(text)
+    return match is not None and _digest(match[1]) == match[2]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _introduction(record: RunRecord) -> str:
+    """Say in plain words what the model is."""
+    base, task = base_model(record), metric_words(record.task["name"]).replace("-", " ")
+    start = f"[{base}](https://huggingface.co/{base})" if base else _plain_name(record)
+    sources, targets = _names(record, "source"), _names(record, "target")
+    text = f"{start}, trained for {task} on labelled examples in {_listed(sources)}"
+    if not targets:
+        return f"{text}."
+    text += f", for use in {'another language' if len(targets) == 1 else f'{len(targets)} other languages'}"
+    text += f": {_listed(targets)}."
+    if record.few_shot:
+        return f"{text} It also saw {_shots(record)}."
+    taught = {language["code"] for language in record.languages.get("auxiliary", [])}
+    if record.selection.get("oracle") or taught & {language["code"] for language in record.languages["target"]}:
+        return text
+    return f"{text} This training used no labelled example in any of them."
+
+
+def _plain_name(record: RunRecord) -> str:
+    if record.model.get("name"):
+        return f"`{record.model['name']}`"
+    kind = record.model.get("model_type")
+    return f"An encoder of type `{kind}`" if kind else "An encoder"
+
+
+def _names(record: RunRecord, role: str) -> list[str]:
+    return [language["name"] for language in record.languages.get(role, [])]
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def _shots(record: RunRecord) -> str:
+    shots = record.few_shot["shots"]
+    return f"{shots:,} labelled example{'s' * (shots > 1)} of each target language"
+
+
+def _results(record: RunRecord) -> dict[str, Any] | None:
+    scores, floor = record.scores, record.floor_scores
+    if scores is None:
+        return None
+    return {
+        "table": markdown([[_cell(cell) for cell in row] for row in scores.table(floor)]),
+        "summary": [" ".join(line.split()) for line in scores.summary_lines(floor)],
+        "metric": metric_words(scores.metric),
+        "has_floor": floor is not None,
+    }
+
+
+def _settings(record: RunRecord) -> list[tuple[str, str]]:
+    """Return the transfer settings as rows of name and value."""
+    few_shot = "zero-shot"
+    if record.few_shot:
+        few_shot = f"few-shot: {_shots(record)}, {record.few_shot.get('mode') or 'concat'}"
+    rows = [
+        ("Strategy", f"{record.strategy['title']} (`{record.strategy['name']}`)"),
+        ("Source languages", _coded(record, "source")),
+        ("Target languages", _coded(record, "target")),
+        ("Auxiliary languages", _coded(record, "auxiliary")),
+        ("Transfer", few_shot),
+        ("Checkpoint", _selection(record)),
+        ("Seeds", ", ".join(f"`{name}` {value}" for name, value in record.seeds.items())),
+    ]
+    rows += [("Made from", _parent(parent)) for parent in record.parents]
+    rows += [
+        (f"`{name}`", _value(value)) for name, value in record.settings.items() if name not in ("strategy", "seed")
+    ]
+    return [(name, _cell(value)) for name, value in rows if value]
+
+
+def _coded(record: RunRecord, role: str) -> str:
+    return ", ".join(f"{language['name']} ({language['code']})" for language in record.languages.get(role, []))
+
+
+def _selection(record: RunRecord) -> str:
+    protocol = record.selection.get("protocol")
+    if not protocol:
+        return ""
+    if protocol == LAST_CHECKPOINT:
+        return "the last one; nothing was selected"
+    text = f"chosen on {protocol}"
+    if record.selection.get("metric"):
+        text += f" by `{record.selection['metric']}`"
+    return text
+
+
+def _parent(parent: dict[str, Any]) -> str:
+    strategy = (parent.get("strategy") or {}).get("name")
+    seeds = ", ".join(f"`{name}` {value}" for name, value in (parent.get("seeds") or {}).items())
+    return ", ".join(filter(None, [f"a run of `{strategy}`" if strategy else "a run", seeds]))
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_value, value))
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _cell(text: str) -> str:
+    """Keep a text within one cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def snippet(record: RunRecord, name: str) -> str:
+    """Return Python code that loads the model and applies it to a text in a target language.
+
+    Args:
+        record: a run.
+        name: Hub id, or a folder.
+    """
+    auto, task = record.task["auto_model"], record.task.get("pipeline_tag")
+    text, language = _example(record)
+    load = [
+        f"name = {json.dumps(name)}",
+        "tokenizer = AutoTokenizer.from_pretrained(name)",
+        f"model = {auto}.from_pretrained(name)",
+    ]
+    quoted = json.dumps(text, ensure_ascii=False)
+    if task in _PIPELINES:
+        if record.arguments.get("text_pair_column"):
+            quoted = f'{{"text": {quoted}, "text_pair": {quoted}}}'
+        use = [
+            f"{_PIPELINES[task]} = pipeline({json.dumps(task)}, model=model, tokenizer=tokenizer)",
+            f"print({_PIPELINES[task]}({quoted}))  # {language}",
+        ]
+        return "\n".join([f"from transformers import {auto}, AutoTokenizer, pipeline", "", *load, *use])
+    use = [f'inputs = tokenizer({quoted}, return_tensors="pt")  # {language}', "print(model(**inputs))"]
+    return "\n".join([f"from transformers import {auto}, AutoTokenizer", "", *load, *use])
+
+
+def _example(record: RunRecord) -> tuple[str, str]:
+    """Return a text in the first language that CLDR can write a date in, targets first, and the language's name."""
+    from babel import Locale, UnknownLocaleError
+    from babel.dates import format_date
+
+    for language in (*record.languages.get("target", []), *record.languages.get("source", [])):
+        try:
+            locale = Locale.parse(language["iso"])
+        except (UnknownLocaleError, ValueError):
+            continue
+        return format_date(_EXAMPLE_DATE, "full", locale=locale), language["name"]
+    return format_date(_EXAMPLE_DATE, "full", locale="en"), "English"
+
+
+def _facts(record: RunRecord) -> list[tuple[str, str]]:
+    """Return what reproducing the run takes, as rows of name and value."""
+    hardware = record.hardware
+    processes, threads = hardware.get("processes"), hardware.get("threads")
+    device = ", ".join(filter(None, [hardware.get("device"), hardware.get("processor")]))
+    if processes and threads:
+        device += f"; {processes} process{'es' * (processes > 1)} with {threads} thread{'s' * (threads > 1)}"
+    parameters = record.model.get("parameters")
+    phases = [f"{phase['name']}: {phase['updates']:,} updates" for phase in record.phases if "updates" in phase]
+    rows = [
+        ("Parameters", f"{parameters:,}" if parameters else ""),
+        ("Base model revision", record.model.get("revision") or ""),
+        ("Labels", ", ".join(record.labels)),
+        ("Training", "; ".join(phases)),
+        ("Time", f"{record.wall_time_seconds:,.0f} s for training and scoring" if record.wall_time_seconds else ""),
+        ("Hardware", device),
+        ("Versions", ", ".join(f"{package} {version}" for package, version in record.versions.items())),
+        ("Date", record.created),
+    ]
+    return [(name, _cell(value)) for name, value in rows if value]
+
+
+def _names_local(record: RunRecord) -> bool:
+    """Say whether the command names files or folders that lay on the machine of the run."""
+    sources = (source for entry in record.data.values() for source in entry.get("sources") or ())
+    return record.model.get("name") is None or any("{" in source or "." in source for source in sources)
+
+
+def _data(record: RunRecord) -> str:
+    """Return the table of data sets, one row per role and language, or nothing."""
+    rows = [["role", "language", "source", "split", "n", "fingerprint"]]
+    for role, entry in record.data.items():
+        for language, count in (entry.get("examples") or {}).items():
+            fingerprint = (entry.get("fingerprints") or {}).get(language, "")
+            cells = [role, language, ", ".join(entry.get("sources") or ()), entry.get("split") or ""]
+            rows.append([_cell(cell) for cell in cells] + [f"{count:,}", fingerprint[:16]])
+    return markdown(rows) if len(rows) > 1 else ""
+
+
+def _limits(record: RunRecord) -> list[str]:
+    """Say what the figures do not show, as far as the record tells."""
+    limits = []
+    scores = record.scores
+    if record.demo:
+        limits.append("This is a demonstration on a toy task: its numbers say nothing about any other task.")
+    if record.selection.get("oracle"):
+        limits.append("Target-language labels chose the checkpoint, so the target scores are oracle figures.")
+    if scores is None:
+        return [*limits, "The model was not scored: nothing is known about its quality in any language."]
+    scored = {score.language for score in scores.scores}
+    missing = [
+        f"{language['name']} ({language['code']})"
+        for role in (SOURCE, TARGET)
+        for language in record.languages.get(role, [])
+        if language["code"] not in scored
+    ]
+    if missing:
+        limits.append(f"Not evaluated in {_listed(missing)}.")
+    if scores.worst_language is not None and len(scores.of_role(TARGET)) > 1:
+        worst = scores.worst_language
+        name = next((x["name"] for x in record.languages.get("target", []) if x["code"] == worst), worst)
+        limits.append(f"Weakest in {name}: {percent(scores.value(worst))} {metric_words(scores.metric)}.")
+    if not record.parents:
+        limits.append("One training run: how much the scores vary with the seed was not measured.")
+    limits.append("Scores hold for the test sets named here; other text, dialects and scripts were not tested.")
+    return limits
