@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_xlt.arguments import Arguments, parse_arguments
+from hf_xlt.arguments import Arguments
 from hf_xlt.data.roles import DataPlan, resolve_data
 from hf_xlt.errors import ConfigError, Interrupted, reports_errors
 from hf_xlt.launch import check_launch, is_first_process, set_threads
 from hf_xlt.output import check_space, claim_output, inspect_output
+from hf_xlt.parsing import parse_arguments
 from hf_xlt.record import FINISHED, INTERRUPTED, TRAINED, RunRecord
 from hf_xlt.results import Results, plain
 from hf_xlt.tasks import get_task

@@ -96,7 +96,7 @@ USAGE = {
     "empty split": (GOOD.replace("data/", "empty/"), "the file is empty"),
     "broken json": (GOOD.replace("data/", "broken/"), "cannot be read as jsonl"),
     "broken parquet": (
-        "--model encoder --dataset garbage.{{lang}}.parquet {TARGET}",
+        f"--model encoder --dataset garbage.{{lang}}.parquet {TARGET}",
         "cannot be read as parquet",
     ),
     "negative label": (GOOD.replace("data/", "negative/"), "holds the label -1"),
@@ -112,7 +112,7 @@ USAGE = {
     "name twice": (f"{GOOD} --labels a,a,b", "names a class twice"),
     "one file for two roles": ("--model encoder --dataset single.jsonl", "single set, used as `train`"),
     "no language column": (
-        "--model encoder --dataset nolang.jsonl {TARGET}",
+        f"--model encoder --dataset nolang.jsonl {TARGET}",
         "a column that names the language",
     ),
     "negative shots": (f"{GOOD} --shots -1", "`--shots` is -1"),

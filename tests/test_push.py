@@ -32,7 +32,7 @@ def api(hub):
 def waits(monkeypatch):
     """The pauses between attempts, which do not happen."""
     waited = []
-    monkeypatch.setattr("hf_xlt.hub_errors._sleep", waited.append)
+    monkeypatch.setattr("hf_xlt.hub.errors._sleep", waited.append)
     return waited
 
 

@@ -7,9 +7,9 @@ import torch
 from tiny import CLASSES, make_rows, save_encoder, write_data, write_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from hf_xlt.arguments import parse_arguments
 from hf_xlt.cli.main import main
 from hf_xlt.data.sources import FileSource
+from hf_xlt.parsing import parse_arguments
 from hf_xlt.record import FINISHED, RunRecord
 
 FAST = "--max-steps 4 --per-device-train-batch-size 8 --learning-rate 1e-3 --disable-tqdm --threads 1".split()

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_xlt.errors import ConfigError, RunError, one_line
-from hf_xlt.hub_errors import explain, persist
-from hf_xlt.hub_files import Upload, collect
+from hf_xlt.hub.errors import explain, persist
+from hf_xlt.hub.files import Upload, collect
 from hf_xlt.record import FINISHED, TRAINED, RunRecord
 
 if TYPE_CHECKING:
