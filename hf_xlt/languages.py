@@ -9,6 +9,20 @@ from hf_xlt.errors import ConfigError
 
 # CLDR names macro-languages and older codes differently from data sets that are in common use.
 _ALIASES = {"iw": "he", "in": "id", "ji": "yi", "zho": "zh", "cmn": "zh", "swa": "sw", "swh": "sw", "jav": "jv"}
+# English names (ISO 639-3) of languages in common cross-lingual data sets that CLDR does not name.
+_NAMES = {
+    "aym": "Aymara",
+    "bzd": "Bribri",
+    "cni": "Asháninka",
+    "fuv": "Nigerian Fulfulde",
+    "hch": "Wixarika",
+    "nah": "Nahuatl",
+    "nij": "Ngaju",
+    "oto": "Otomi",
+    "quy": "Ayacucho Quechua",
+    "shp": "Shipibo-Conibo",
+    "tar": "Rarámuri",
+}
 _CODE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*")
 
 
@@ -53,5 +67,6 @@ def iso_code(code: str) -> str:
 
 
 def english_name(code: str) -> str:
-    """Return the English name of a language, or its code where CLDR has none."""
-    return _english_names().get(iso_code(code), code)
+    """Return the English name of a language, or its code where none is known."""
+    base = iso_code(code)
+    return _NAMES.get(base) or _english_names().get(base, code)
