@@ -39,7 +39,5 @@ def test_every_other_language_is_a_target_by_default(tmp_path, capsys):
 
 
 def test_pairs_between_languages_without_english(tmp_path):
-    record = run(
-        tmp_path, "nli_americas", "--source-languages", "quy", "--target-languages", "gn", "--shots", "9"
-    )
+    record = run(tmp_path, "nli_americas", "--source-languages", "quy", "--target-languages", "gn", "--shots", "9")
     assert record.few_shot["shots"] == 9 and record.labels[0] == "entailment"

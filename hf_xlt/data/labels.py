@@ -61,9 +61,9 @@ class LabelInventory:
         return chosen
 
     def _index(self, value: Any, known: dict[str, int], row: int, where: str) -> int:
-        if isinstance(value, bool) or value is None or isinstance(value, float):
+        if value is None or isinstance(value, float):
             raise ConfigError(f"{where}, row {row}: label {value!r} is neither a class index nor a class name.")
-        if isinstance(value, int):
+        if isinstance(value, int) and not isinstance(value, bool):
             if 0 <= value < len(self.names):
                 return value
             raise ConfigError(
