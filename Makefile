@@ -5,7 +5,8 @@ CONSTRAINTS := requirements/constraints.txt
 STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # `accelerate launch` speaks up about every option it was not given.
-LAUNCH := $(BIN)/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+LAUNCH := $(BIN)/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	--num_cpu_threads_per_process 1
 
 .PHONY: help install demo test test-slow check style benchmarks examples build clean
 .DEFAULT_GOAL := help

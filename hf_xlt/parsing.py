@@ -49,6 +49,8 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     first = _Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--strategy")
     first.add_argument("--config")
+    first.add_argument("--model")
+    first.add_argument("--dataset")
     known, _ = first.parse_known_args(list(argv))
     settings = read_yaml(known.config) if known.config else {}
     strategy = get_strategy(known.strategy or settings.get("strategy") or RunArguments.strategy)
@@ -60,7 +62,8 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     on_command_line = named_fields(argv, options)
     from_file = {options[key]: (key, value) for key, value in settings.items() if options[key] not in on_command_line}
     explicit = frozenset(on_command_line | set(from_file))
-    defaults = default_settings(strategy, explicit)
+    place = (known.model or settings.get("model"), known.dataset or settings.get("dataset"))
+    defaults = default_settings(strategy, explicit, place)
     tokens = [
         *as_tokens({key: value for key, value in defaults.items() if key not in explicit}),
         *as_tokens(dict(from_file.values())),
@@ -140,8 +143,16 @@ def as_tokens(settings: Mapping[str, Any]) -> list[str]:
     return tokens
 
 
-def default_settings(strategy: Strategy, explicit: frozenset[str]) -> dict[str, Any]:
-    """Return defaults that depend on the machine, the strategy's name and whether the embedded task is run."""
+def default_settings(
+    strategy: Strategy, explicit: frozenset[str], place: tuple[str | None, str | None]
+) -> dict[str, Any]:
+    """Return defaults that depend on the machine, the strategy's name and whether the embedded task is run.
+
+    Args:
+        strategy: registry entry.
+        explicit: fields that the user set.
+        place: the model and the source data that the user named.
+    """
     import torch
 
     defaults: dict[str, Any] = {"output_dir": f"runs/{strategy.name}-{_start_time():%Y%m%d-%H%M%S-%f}"[:-3]}
@@ -150,6 +161,8 @@ def default_settings(strategy: Strategy, explicit: frozenset[str]) -> dict[str, 
         defaults["use_cpu"] = True
     if not explicit & {"model", "dataset", "target_dataset"}:
         defaults |= {"model": EMBEDDED, "dataset": EMBEDDED}
+        place = (EMBEDDED, EMBEDDED)
+    if place == (EMBEDDED, EMBEDDED):
         defaults |= EMBEDDED_SETTINGS
     return defaults
 

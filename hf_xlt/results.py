@@ -122,7 +122,7 @@ class Results:
         if floor is not None and floor.target_average is not None:
             source = "" if floor.source_average is None else f", source {percent(floor.source_average)}"
             lines.append(
-                f"Floor          {percent(floor.target_average)}{source}: the same training from random weights"
+                f"Floor          {percent(floor.target_average)}{source}: plain fine-tuning from random weights"
             )
         return lines
 

@@ -187,7 +187,7 @@ class Run:
         from hf_xlt.training.trainer import XLTTrainer
 
         context = prepared.context
-        say("Random-initialisation floor: the same training once more from random weights.")
+        say("Random-initialisation floor: plain fine-tuning of the same length from random weights.")
         set_seed(context.config.seed)
         model = prepared.model.load_random(self.plan.task, prepared.inventory)
         with tempfile.TemporaryDirectory() as folder:

@@ -122,6 +122,14 @@ def test_both_spellings_and_yaml_give_the_same_run_and_the_command_line_wins(tmp
     assert first.config.learning_rate == second.config.learning_rate
 
 
+def test_the_embedded_task_brings_its_settings_named_or_not():
+    bare = parse_arguments([])
+    named = parse_arguments(["--model", "embedded", "--dataset", "embedded"])
+    assert bare.data == named.data and bare.config.max_steps == named.config.max_steps == 180
+    assert bare.embedded and bare.run.threads == 1
+    assert parse_arguments(["--model", "embedded", "--dataset", "x.{lang}.csv"]).config.max_steps == -1
+
+
 def test_a_dry_run_prints_the_plan_and_writes_nothing(go, tmp_path):
     code, folder, out, _ = go("--dry-run --target-languages de,sw --strategy robust --shots 6")
     assert code == 0 and not folder.exists()
