@@ -94,3 +94,19 @@ def test_embedded_run_transfers_and_beats_its_floor(tmp_path, monkeypatch, capsy
     assert load_file(folder / "model.safetensors")
     assert main(["push", str(folder), "user/demo"]) == 2
     assert "--force" in capsys.readouterr().err
+
+
+def test_push_at_the_end_of_a_run_is_our_own_push_after_the_run_is_saved(world, hub, hub_env):
+    line = f"{RUN} --max-steps 2 --output-dir pushed --push-to-hub --hub-model-id user/auto --hub-private-repo"
+    process = command(line, world, **hub_env)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert "Pushed to " in out and "user/auto" in out
+    record = (world / "pushed" / "xlt_run.json").read_text()
+    assert "hf_good" not in record + out + err and '"push_to_hub"' not in record
+    from huggingface_hub import HfApi
+
+    info = HfApi(endpoint=hub.url, token="hf_good").model_info("user/auto")
+    names = {sibling.rfilename for sibling in info.siblings}
+    assert {"model.safetensors", "config.json", "README.md", "xlt_run.json"} <= names and info.private
+    assert not any(name.endswith((".bin", ".pt", ".pth")) or name.startswith("checkpoint") for name in names)

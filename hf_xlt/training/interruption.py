@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# The terminal signals a launcher and its processes alike, and the launcher then passes its own signal on.
+_ECHO_SECONDS = 5.0
 
 
 class InterruptionFlag:
@@ -25,11 +29,16 @@ class InterruptionFlag:
         """Start with no signal seen, outside training."""
         self.raised = False
         self.training = False
+        self._since = 0.0
 
     def _receive(self, number: int, frame: object) -> None:
+        if self.raised and "RANK" in os.environ and time.monotonic() - self._since < _ECHO_SECONDS:
+            return
         if self.raised or not self.training:
             raise KeyboardInterrupt
-        self.raised = True
+        self.raised, self._since = True, time.monotonic()
+        if os.environ.get("RANK", "0") != "0":
+            return
         print(  # noqa: T201
             "\nStopping after this update and saving a checkpoint; press Ctrl-C again to stop at once.",
             file=sys.stderr,
