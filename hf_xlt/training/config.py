@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -43,9 +44,32 @@ class XLTConfig(TrainingArguments):
                 "`save_only_model` is not supported: such checkpoints cannot be resumed. To save disk, keep one "
                 "checkpoint with `--save-total-limit 1`, or none with `--save-strategy no`."
             )
+        if self.batch_eval_metrics:
+            raise ConfigError("`batch_eval_metrics` is not supported: languages are scored whole. Leave it off.")
+        problems = _range_problems(self)
+        if problems:
+            raise ConfigError(f"{'; '.join(problems)}.")
         try:
             super().__post_init__()
         except ConfigError:
             raise
-        except (ValueError, NotImplementedError) as error:
+        except (ValueError, NotImplementedError, ImportError) as error:
             raise ConfigError(str(error)) from error
+
+
+def _range_problems(config: XLTConfig) -> list[str]:
+    """Say what `TrainingArguments` would accept and training could not use."""
+    problems = [
+        f"`{name}` is {getattr(config, name)}; it must be 1 or more"
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+        if getattr(config, name) < 1
+    ]
+    if not 0 <= config.seed < 2**32:
+        problems.append(f"`seed` is {config.seed}; it must be between 0 and 2**32 - 1")
+    if not (math.isfinite(config.learning_rate) and config.learning_rate >= 0):
+        problems.append(f"`learning_rate` is {config.learning_rate}; it must be a finite number of 0 or more")
+    if config.max_steps == 0:
+        problems.append("`max_steps` is 0, which trains nothing; give a number of updates, or -1 for whole epochs")
+    if config.max_steps < 0 and not config.num_train_epochs > 0:
+        problems.append(f"`num_train_epochs` is {config.num_train_epochs}, which trains nothing; give more than 0")
+    return problems

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from hf_xlt.errors import Interrupted, RunError
+from hf_xlt.errors import ConfigError, Interrupted, RunError
 from hf_xlt.files import write_json
 from hf_xlt.models import save_final
 from hf_xlt.training.checkpoints import newest_complete, remove_incomplete, step_of
@@ -109,6 +109,9 @@ class RunContext:
             config: of the phase.
             model: to train.
             **changes: constructor arguments that differ.
+
+        Raises:
+            ConfigError: the settings cannot be used together, or need a package that is not installed.
         """
         callbacks = [InterruptionCallback(self.flag), *self.extra_callbacks()]
         if self.patience is not None:
@@ -126,7 +129,17 @@ class RunContext:
             "joint_datasets": self.joint,
             "role_datasets": self.roles,
         }
-        return trainer_cls(**{**arguments, **changes})
+        try:
+            return trainer_cls(**{**arguments, **changes})
+        except ConfigError:
+            raise
+        except (ValueError, ImportError) as error:
+            raise ConfigError(str(error)) from error
+        except RuntimeError as error:
+            # Reporting callbacks say so of a package that is not installed.
+            if "to be installed" not in str(error):
+                raise
+            raise ConfigError(str(error)) from error
 
     def phases(self) -> Sequence[Phase]:
         """Return the strategy's phases."""

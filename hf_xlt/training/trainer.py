@@ -338,6 +338,8 @@ class XLTTrainer(Trainer):
         """
         joined: LanguageBatches = join_languages(datasets)
         compute_metrics, self.compute_metrics = self.compute_metrics, None
+        # The stock loader drops an incomplete last batch in evaluation too.
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             # The test loader: Trainer caches evaluation loaders by name when workers are persistent.
             output = self.evaluation_loop(
@@ -347,7 +349,7 @@ class XLTTrainer(Trainer):
                 ignore_keys=ignore_keys,
             )
         finally:
-            self.compute_metrics = compute_metrics
+            self.compute_metrics, self.args.dataloader_drop_last = compute_metrics, drop_last
         return joined.split(output.predictions, output.label_ids)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:

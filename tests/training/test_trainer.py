@@ -217,6 +217,14 @@ def test_evaluation_covers_all_languages_in_one_pass_and_averages_sources(tmp_pa
         assert math.isclose(metrics[f"eval_{language}_loss"], alone["eval_loss"], rel_tol=1e-5)
 
 
+def test_evaluation_drops_no_example(tmp_path):
+    config = XLTConfig(**settings(tmp_path, dataloader_drop_last=True, per_device_eval_batch_size=8))
+    trainer = XLTTrainer(model=make_model(), args=config, processing_class=make_tokenizer())
+    predictions = trainer.predict_languages({"en": make_features(13), "de": make_features(5, seed=1)})
+    assert [len(predictions[language].predictions) for language in ("en", "de")] == [13, 5]
+    assert config.dataloader_drop_last
+
+
 def test_the_average_selects_and_stops_early(tmp_path):
     from transformers import EarlyStoppingCallback
 
