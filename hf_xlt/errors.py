@@ -57,7 +57,7 @@ def describe(error: BaseException) -> str:
     if isinstance(error, Interrupted):
         return f"interrupted: {one_line(error)}"
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted: nothing was saved since the last checkpoint; add `--resume` to continue from it."
+        return "interrupted: what was complete is kept; a run continues with `--resume` and its `--output-dir`."
     if isinstance(error, (ConfigError, RunError)):
         return f"error: {one_line(error)}"
     if is_disk_full(error):

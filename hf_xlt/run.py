@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_xlt.arguments import Arguments
-from hf_xlt.data.roles import DataPlan, resolve_data
+from hf_xlt.data.roles import SHOTS, TRAINING, DataPlan, resolve_data
 from hf_xlt.errors import ConfigError, Interrupted, reports_errors
 from hf_xlt.launch import check_launch, is_first_process, set_threads
 from hf_xlt.output import check_space, claim_output, inspect_output
@@ -146,7 +146,7 @@ class Run:
     def _announce(self, record: RunRecord, prepared: Any) -> None:
         plan = self.plan
         name = record.model["name"] or "a local model"
-        trained = sum(entry.size for entry in plan.of_role("source"))
+        trained = sum(entry.size for entry in plan.of_role(TRAINING))
         say(
             f"Strategy {self.arguments.strategy.name}: {name} ({record.model['parameters'] / 1e6:.1f}M parameters), "
             f"{trained:,} labelled examples in {', '.join(plan.source_languages)}, "
@@ -231,9 +231,11 @@ class Run:
             say(f"  {line}")
         if record.selection.get("oracle"):
             say("  Oracle: target-language validation labels chose the checkpoint; this is not zero-shot transfer.")
+        force = " --force" if record.demo else ""
         say(
             f"\nSaved in {self.folder}: model and tokenizer, xlt_run.json (record), results.json, results.md, "
-            f"README.md (card). Took {record.wall_time_seconds:.0f} s.\nNext: hf-xlt push {self.folder} USER/NAME"
+            f"README.md (card). Took {record.wall_time_seconds:.0f} s.\n"
+            f"Next: hf-xlt push {self.folder} USER/NAME{force}"
         )
 
     def _resume_command(self) -> str:
@@ -292,8 +294,10 @@ def describe_plan(arguments: Arguments, plan: DataPlan, selection: dict[str, Any
         lines.append(f"Labels     {len(inventory)}: {', '.join(inventory.names)}")
     lines.append(f"Selection  {selection['protocol']}" + (f" by {selection['metric']}" if selection["metric"] else ""))
     updates = planned_updates(arguments, plan)
-    cost = strategy.cost(config)
-    lines.append(f"Updates    {updates:,}, each of {_global_batch(config):,} source examples")
+    joint = len(plan.of_role(SHOTS)) if arguments.data.few_shot_mode == "joint" else 0
+    cost = strategy.cost(config) * (1 + joint)
+    batches = f" and as many of each of {joint} target languages" if joint else ""
+    lines.append(f"Updates    {updates:,}, each of {_global_batch(config):,} source examples{batches}")
     lines.append(f"Cost       {cost:.2f} plain steps per update, {cost * updates:,.0f} plain steps in all")
     lines.append(f"Output     {config.output_dir}")
     lines += [f"Note       {note}" for note in plan.notes]
@@ -309,9 +313,9 @@ def planned_updates(arguments: Arguments, plan: DataPlan) -> int:
     config, data = arguments.config, arguments.data
     if config.max_steps > 0:
         return config.max_steps
-    examples = sum(entry.size for entry in plan.of_role("source"))
+    examples = sum(entry.size for entry in plan.of_role(TRAINING))
     if data.shots and data.few_shot_mode == "concat":
-        examples += sum(entry.size for entry in plan.of_role("few-shot"))
+        examples += sum(entry.size for entry in plan.of_role(SHOTS))
     batches = -(-examples // (config.per_device_train_batch_size * config.world_size))
     per_epoch = max(-(-batches // config.gradient_accumulation_steps), 1)
     return -int(-(config.num_train_epochs * per_epoch) // 1)

@@ -139,7 +139,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(go, tmp_path):
         "48",
         "Labels     3: bad, good, plain",
         "last checkpoint",
-        "Updates    4",
+        "Updates    4, each of 8 source examples and as many of each of 2 target languages",
         "plain steps",
     ):
         assert part in out
