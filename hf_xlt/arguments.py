@@ -206,7 +206,7 @@ class Arguments:
         return self.data.dataset == EMBEDDED
 
 
-# Measured on the development split of the embedded task; see `docs/embedded.md`.
+# What the embedded encoder's figures were measured with; see `docs/embedded.md`.
 EMBEDDED_SETTINGS = {
     "max_steps": 180,
     "per_device_train_batch_size": 32,

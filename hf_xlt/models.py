@@ -95,15 +95,28 @@ class ModelSource:
         import torch
 
         with readable_errors(self.path), _quiet():
-            model = _auto_class(task).from_pretrained(
+            model, report = _auto_class(task).from_pretrained(
                 self.path,
                 dtype=torch.float32,
                 attn_implementation=self.attn_implementation,
                 ignore_mismatched_sizes=True,
+                output_loading_info=True,
                 **_label_settings(inventory),
                 **self._options(),
             )
+        self._check_body(model, report)
         return self._anonymous(model)
+
+    def _check_body(self, model: PreTrainedModel, report: dict[str, Any]) -> None:
+        """Refuse weights that leave parts of the encoder at random; only head and pooler may be new."""
+        mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
+        body = f"{model.base_model_prefix}."
+        unfit = [key for key in [*report["missing_keys"], *mismatched] if key.startswith(body) and "pooler" not in key]
+        if unfit:
+            raise ConfigError(
+                f"model `{self.path}` cannot be used: its weights do not fit its config ({len(unfit)} tensors of the "
+                f"encoder, such as `{sorted(unfit)[0]}`, are missing or of another shape). Copy or download it again."
+            )
 
     def load_random(self, task: Task, inventory: LabelInventory | None) -> PreTrainedModel:
         """Build the same architecture with random weights, in float32."""

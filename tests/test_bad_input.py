@@ -45,7 +45,7 @@ def world(tmp_path_factory):
     write_rows(root / "single.jsonl", make_rows("en", 9, 0) + make_rows("de", 9, 0))
     write_rows(root / "nolang.jsonl", [{"text": "w1", "label": 0}])
     encoder = root / "encoder"
-    for name in ("truncated", "noconfig", "notokenizer", "garbled", "headless"):
+    for name in ("truncated", "noconfig", "notokenizer", "garbled", "headless", "misfit"):
         shutil.copytree(encoder, root / name)
     weights = (root / "truncated" / "model.safetensors").read_bytes()
     (root / "truncated" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
@@ -53,6 +53,8 @@ def world(tmp_path_factory):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (root / "notokenizer" / name).unlink()
     (root / "garbled" / "config.json").write_text("{")
+    wider = json.loads((encoder / "config.json").read_text()) | {"intermediate_size": 128}
+    (root / "misfit" / "config.json").write_text(json.dumps(wider))
     speech = json.loads((encoder / "config.json").read_text()) | {"model_type": "vits", "architectures": ["VitsModel"]}
     (root / "headless" / "config.json").write_text(json.dumps(speech))
     (root / "bad.yaml").write_text("learning_rte: 1\n")
@@ -137,6 +139,7 @@ USAGE = {
     "garbled config": (GOOD.replace("encoder", "garbled"), "model `garbled` cannot be loaded"),
     "no tokenizer": (GOOD.replace("encoder", "notokenizer"), "model `notokenizer`"),
     "truncated weights": (GOOD.replace("encoder", "truncated"), "damaged or cut off"),
+    "weights that do not fit": (GOOD.replace("encoder", "misfit"), "its weights do not fit its config"),
     "no head for the task": (GOOD.replace("encoder", "headless"), "model `headless`"),
     "unknown yaml key": (f"{GOOD} --config bad.yaml", "unknown key 'learning_rte'. Did you mean `learning_rate`?"),
     "yaml list": (f"{GOOD} --config list.yaml", "must be a mapping"),
