@@ -69,6 +69,17 @@ class ModelSource:
     def _options(self) -> dict[str, Any]:
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
 
+    def load_config(self) -> Any:
+        """Load the model's config.
+
+        Raises:
+            ConfigError: there is none, or it cannot be read.
+        """
+        from transformers import AutoConfig
+
+        with readable_errors(self.path):
+            return AutoConfig.from_pretrained(self.path, **self._options())
+
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer.
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hf_xlt.arguments import Arguments
 from hf_xlt.data.labels import LabelInventory
-from hf_xlt.data.roles import AUXILIARY, SHOTS, TARGET_VALIDATION, TEXT, VALIDATION, DataPlan
+from hf_xlt.data.roles import AUXILIARY, SHOTS, TARGET_VALIDATION, TEXT, TRAINING, VALIDATION, DataPlan, DataSet
 from hf_xlt.errors import ConfigError, close_match
 from hf_xlt.evaluation import encode, longest_input
 from hf_xlt.models import ModelSource
@@ -88,12 +90,7 @@ def prepare(arguments: Arguments, plan: DataPlan, flag: InterruptionFlag) -> Pre
     Raises:
         ConfigError: data, tokenizer or model cannot be used.
     """
-    from datasets import concatenate_datasets
-    from transformers import AutoConfig, set_seed
-
-    from hf_xlt.models import readable_errors
-
-    task, config, choice = plan.task, arguments.config, arguments.model
+    choice = arguments.model
     tables, inventory = plan.read_training()
     source = ModelSource.find(
         choice.model,
@@ -101,57 +98,70 @@ def prepare(arguments: Arguments, plan: DataPlan, flag: InterruptionFlag) -> Pre
         trust_remote_code=choice.trust_remote_code,
         attn_implementation=choice.attn_implementation,
     )
-    with readable_errors(source.path):
-        model_config = AutoConfig.from_pretrained(
-            source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
-        )
     tokenizer = source.load_tokenizer()
-    max_length = longest_input(arguments.data.max_length, tokenizer, model_config)
+    max_length = longest_input(arguments.data.max_length, tokenizer, source.load_config())
 
-    def features(entry: Any, table: Any) -> Any:
-        return encode(entry, table, task, tokenizer, inventory, max_length)
+    def features(entry: DataSet, table: Any = None) -> Any:
+        table = entry.read() if table is None else table
+        return encode(entry, table, plan.task, tokenizer, inventory, max_length)
 
     shots = {
         entry.language: features(entry, plan.take_shots(entry, entry.read(), inventory))
         for entry in plan.of_role(SHOTS)
     }
-    training = [features(entry, tables[entry.language]) for entry in plan.of_role("source")]
-    joint = arguments.data.few_shot_mode == "joint" and "target" not in arguments.strategy.roles
-    if shots and not joint and "target" not in arguments.strategy.roles:
-        training += list(shots.values())
-    roles: dict[str, dict[str, Any]] = {role: {} for role in (AUXILIARY, TEXT)}
-    for entry in plan.of_role(AUXILIARY):
-        roles[AUXILIARY][entry.language] = features(entry, entry.read())
-    for entry in plan.of_role(TEXT):
-        roles[TEXT][entry.language] = entry.read()
-    if "target" in arguments.strategy.roles:
-        roles["target"] = shots
-
-    def load_model(folder: Path | None) -> Any:
-        # The new head's weights come from the global generator, wherever it stands.
-        set_seed(config.seed)
-        start = (
-            source
-            if folder is None
-            else ModelSource(str(folder), None, attn_implementation=choice.attn_implementation)
-        )
-        return start.load(task, inventory)
-
+    sources = [features(entry, tables[entry.language]) for entry in plan.of_role(TRAINING)]
+    training, joint, roles = _place_shots(arguments, sources, shots)
+    roles |= {AUXILIARY: {entry.language: features(entry) for entry in plan.of_role(AUXILIARY)}}
+    roles |= {TEXT: {entry.language: entry.read() for entry in plan.of_role(TEXT)}}
     context = RunContext(
         strategy=arguments.strategy,
-        config=config,
-        task=task,
+        config=arguments.config,
+        task=plan.task,
         tokenizer=tokenizer,
-        load_model=load_model,
-        training=concatenate_datasets(training) if len(training) > 1 else training[0],
-        validation={
-            entry.language: features(entry, entry.read()) for entry in plan.of_role(VALIDATION, TARGET_VALIDATION)
-        },
+        load_model=_model_loader(arguments, source, plan.task, inventory),
+        training=training,
+        validation={entry.language: features(entry) for entry in plan.of_role(VALIDATION, TARGET_VALIDATION)},
         source_languages=plan.source_languages,
-        joint=shots if joint else {},
+        joint=joint,
         roles={role: sets for role, sets in roles.items() if sets},
-        compute_metrics=task.compute_metrics(inventory),
+        compute_metrics=plan.task.compute_metrics(inventory),
         flag=flag,
         patience=arguments.run.early_stopping_patience,
     )
     return Prepared(context, plan, inventory, source, max_length)
+
+
+def _place_shots(
+    arguments: Arguments, sources: list[Any], shots: dict[str, Any]
+) -> tuple[Any, dict[str, Any], dict[str, dict[str, Any]]]:
+    """Give the shots to the strategy where it needs them, else to the joint loss or to the training data.
+
+    Returns:
+        The training features, the joint ones by language, and those by role.
+    """
+    from datasets import concatenate_datasets
+
+    joint, roles = {}, {}
+    if "target" in arguments.strategy.roles:
+        roles = {"target": shots}
+    elif arguments.data.few_shot_mode == "joint":
+        joint = shots
+    else:
+        sources = [*sources, *shots.values()]
+    return concatenate_datasets(sources) if len(sources) > 1 else sources[0], joint, roles
+
+
+def _model_loader(
+    arguments: Arguments, source: ModelSource, task: Task, inventory: LabelInventory | None
+) -> Callable[[Path | None], Any]:
+    """Return what loads the run's encoder, or the model in a folder."""
+
+    def load(folder: Path | None) -> Any:
+        from transformers import set_seed
+
+        # The new head's weights come from the global generator, wherever it stands.
+        set_seed(arguments.config.seed)
+        start = source if folder is None else dataclasses.replace(source, path=str(folder), name=None, revision=None)
+        return start.load(task, inventory)
+
+    return load
