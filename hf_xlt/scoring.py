@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hf_xlt.arguments import DataArguments
 from hf_xlt.data.labels import LabelInventory
@@ -14,7 +15,12 @@ from hf_xlt.evaluation import RESULTS_NAME, longest_input, read_tests, score, wr
 from hf_xlt.models import ModelSource
 from hf_xlt.record import RECORD_NAME, RunRecord
 from hf_xlt.results import Results
-from hf_xlt.tasks import get_task
+from hf_xlt.tasks import Task, get_task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hf_xlt.training.trainer import XLTTrainer
 
 
 def evaluate_model(
@@ -53,34 +59,45 @@ def evaluate_model(
     if (folder / RESULTS_NAME).is_file() and not overwrite:
         raise ConfigError(f"`{folder}` holds results already; add `--overwrite`, or give another `--output-dir`.")
 
-    import torch
-
-    from hf_xlt.training.config import XLTConfig
-    from hf_xlt.training.trainer import XLTTrainer
-
     source = ModelSource.find(model, revision=revision)
     loaded = source.load_trained(task)
     tokenizer = source.load_tokenizer()
     inventory = LabelInventory(tuple(loaded.config.id2label[index] for index in sorted(loaded.config.id2label)))
     tests = read_tests(plan, tokenizer, inventory, longest_input(data.max_length, tokenizer, loaded.config))
     with tempfile.TemporaryDirectory() as scratch:
-        config = XLTConfig(
-            output_dir=scratch,
-            per_device_eval_batch_size=batch_size,
-            use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
-            disable_tqdm=True,
-        )
-        trainer = XLTTrainer(
-            model=loaded,
-            args=config,
-            data_collator=task.collator(tokenizer),
-            processing_class=tokenizer,
-            compute_metrics=task.compute_metrics(inventory),
-        )
+        trainer = _scoring_trainer(loaded, tokenizer, task, inventory, scratch, batch_size)
         results = score(trainer, tests, task.metric, plan.source_languages)
     folder.mkdir(parents=True, exist_ok=True)
     write_results(folder, results)
     return results, folder, plan.notes
+
+
+def _scoring_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    inventory: LabelInventory,
+    scratch: str,
+    batch_size: int,
+) -> XLTTrainer:
+    import torch
+
+    from hf_xlt.training.config import XLTConfig
+    from hf_xlt.training.trainer import XLTTrainer
+
+    config = XLTConfig(
+        output_dir=scratch,
+        per_device_eval_batch_size=batch_size,
+        use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
+        disable_tqdm=True,
+    )
+    return XLTTrainer(
+        model=model,
+        args=config,
+        data_collator=task.collator(tokenizer),
+        processing_class=tokenizer,
+        compute_metrics=task.compute_metrics(inventory),
+    )
 
 
 def _output_folder(model: str, record: RunRecord | None, data_name: str, asked: str | None) -> Path:
