@@ -58,20 +58,24 @@ def claim_output(folder: Path, *, overwrite: bool) -> None:
         raise RunError(f"output directory `{folder}` cannot be used: {error.strerror}. Give another.") from error
 
 
-def check_space(folder: Path, parameters: int, checkpoints: bool) -> None:
-    """Check that the model, and a checkpoint with its optimizer, fit on the disk.
+def check_space(folder: Path, parameters: int, checkpoints: bool, overwrite: bool) -> None:
+    """Check that the model, and a checkpoint with its optimizer, fit on the disk; nothing is written or deleted.
 
     Args:
-        folder: the output directory.
+        folder: the output directory, existing or not.
         parameters: number of parameters, 4 bytes each.
         checkpoints: whether checkpoints are saved, of which two exist while one is replaced.
+        overwrite: whether what the directory holds will be deleted.
 
     Raises:
         RunError: there is too little space.
     """
     # Weights once; a checkpoint holds weights and two moments each.
     needed = 4 * parameters * (1 + (6 if checkpoints else 0)) + 2**20
-    free = shutil.disk_usage(folder).free
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if overwrite and folder.is_dir():
+        free += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if free < needed:
         raise RunError(
             f"`{folder}` has {free / 2**20:,.0f} MiB free, and the model with its checkpoints needs about "

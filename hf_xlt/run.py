@@ -113,9 +113,9 @@ class Run:
         self._announce(record, prepared)
         del model
         if is_first_process():
-            claim_output(self.folder, overwrite=arguments.run.overwrite)
             saves = str(getattr(arguments.config.save_strategy, "value", arguments.config.save_strategy)) != "no"
-            check_space(self.folder, record.model["parameters"], saves)
+            check_space(self.folder, record.model["parameters"], saves, arguments.run.overwrite)
+            claim_output(self.folder, overwrite=arguments.run.overwrite)
             if self.before is None:
                 record.write(self.folder)
         _wait_for_all(arguments.config)

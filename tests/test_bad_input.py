@@ -187,8 +187,10 @@ def test_too_little_space_is_said_before_training(world, tmp_path, capsys, monke
     monkeypatch.chdir(world)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    assert main(["run", *GOOD.split(), "--output-dir", str(tmp_path / "out")]) == 1
+    shutil.copytree(world / "run", tmp_path / "out")
+    assert main(["run", *GOOD.split(), "--output-dir", str(tmp_path / "out"), "--overwrite"]) == 1
     assert "MiB free, and the model with its checkpoints needs about" in capsys.readouterr().err
+    assert (tmp_path / "out" / "xlt_run.json").is_file()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -73,3 +73,12 @@ def test_strategies_are_listed_with_their_settings(capsys):
     out = capsys.readouterr().out
     assert "--epsilon" in out and "Huang" in out
     assert main(["strategies", "robst"]) == 2
+
+
+def test_every_public_name_can_be_imported():
+    import hf_xlt
+
+    for name in hf_xlt.__all__:
+        assert getattr(hf_xlt, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        hf_xlt.nothing

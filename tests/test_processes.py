@@ -41,7 +41,8 @@ def world(tmp_path_factory):
     """An encoder without dropout, and languages of uneven test sizes."""
     root = tmp_path_factory.mktemp("processes")
     save_encoder(root / "encoder", **STILL)
-    write_data(root / "data", train=48)
+    # The last batch of an epoch is not full: Accelerate repeats examples there, which must not count.
+    write_data(root / "data", train=45)
     return root
 
 

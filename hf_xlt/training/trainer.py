@@ -119,6 +119,8 @@ class XLTTrainer(Trainer):
             The micro-batches, and the units as a (K,) tensor (K language groups).
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches and self.args.world_size > 1:
+            self._ignore_repeated(batches[-1])
         window = UpdateWindow(self.args.seed, self.state.global_step, torch.zeros(1))
         batches = [self._extend(batch, number, window) for number, batch in enumerate(batches)]
         counts = torch.zeros(1 + len(self.joint_datasets), dtype=torch.float32, device=device)
@@ -130,6 +132,14 @@ class XLTTrainer(Trainer):
         window.units = counts.clamp(min=1.0)
         self.window = window
         return batches, window.units
+
+    def _ignore_repeated(self, batch: dict[str, Any]) -> None:
+        """Take the label from examples that Accelerate repeats to fill an epoch's last batch on every process."""
+        state, labels = self.accelerator.gradient_state, batch.get("labels")
+        if not state.end_of_dataloader or state.remainder <= 0 or labels is None or labels.is_floating_point():
+            return
+        place = self.args.process_index * self._train_batch_size + torch.arange(len(labels), device=labels.device)
+        labels[place >= state.remainder] = IGNORED
 
     def _extend(self, batch: dict[str, Any], number: int, window: UpdateWindow) -> dict[str, Any]:
         size = _batch_size(batch)
