@@ -10,7 +10,7 @@ from tiny import make_features, make_tokenizer, same_weights
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from hf_xlt.errors import Interrupted
-from hf_xlt.registry import ACCUMULATION, INVARIANCES, RESUME, ROLES, STRATEGIES, get_strategy
+from hf_xlt.registry import ACCUMULATION, INVARIANCES, PADDING, RESUME, ROLES, STRATEGIES, get_strategy
 from hf_xlt.training.checkpoints import list_checkpoints
 from hf_xlt.training.config import XLTConfig
 from hf_xlt.training.phases import run_phases
@@ -151,6 +151,30 @@ def test_accumulation_gives_the_update_of_the_whole_batch(strategy, tmp_path):
             max_steps=3,
             save_strategy="no",
         )
+        ends.append(trainer.bare_model())
+    for one, two in zip(ends[0].parameters(), ends[1].parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-7)
+
+
+@every_entry
+def test_padding_changes_nothing(strategy, tmp_path):
+    if PADDING not in strategy.invariances:
+        pytest.skip("not claimed")
+    ends = []
+    for extra in (0, 9):
+        folder = tmp_path / str(extra)
+        folder.mkdir()
+        context = make_context(strategy, folder, dropout=False, optim="sgd", max_steps=3, save_strategy="no")
+
+        def collator(tokenizer, extra=extra):
+            def collate(rows):
+                width = max(len(row["input_ids"]) for row in rows) + extra
+                return tokenizer.pad(rows, padding="max_length", max_length=width, return_tensors="pt")
+
+            return collate
+
+        context.task = dataclasses.replace(context.task, collator=collator)
+        trainer, _ = run_phases(context, folder, resume=False)
         ends.append(trainer.bare_model())
     for one, two in zip(ends[0].parameters(), ends[1].parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-7)

@@ -14,6 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -100
+LABEL_NAMES = ("labels", "start_positions", "end_positions")
+
+
+def labels_of(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return a batch's label tensors by argument name."""
+    return {name: inputs[name] for name in LABEL_NAMES if inputs.get(name) is not None}
 
 
 def _label_logits(outputs: Any) -> Tensor:
@@ -41,6 +47,29 @@ def count_units(labels: Mapping[str, Tensor]) -> Tensor:
     if values.is_floating_point():
         return torch.tensor(values.shape[0], device=values.device)
     return values.ne(IGNORED).sum()
+
+
+def count_group_units(batch: Mapping[str, Any], group: Tensor | None, groups: int) -> Tensor:
+    """Count a batch's units per language group.
+
+    Args:
+        batch: one batch; without labels its examples are counted.
+        group: (B,) language group of each example, or None when there is one group.
+        groups: K, number of groups.
+
+    Returns:
+        (K,) float32.
+    """
+    labels = labels_of(batch)
+    if not labels:
+        return torch.tensor([float(next(value.shape[0] for value in batch.values() if isinstance(value, Tensor)))])
+    if group is None:
+        return count_units(labels).float().reshape(1)
+    members = [
+        {name: values[(group == index).to(values.device)] for name, values in labels.items()}
+        for index in range(groups)
+    ]
+    return torch.stack([count_units(chosen).float() for chosen in members])
 
 
 def loss_sum(outputs: Any, labels: Mapping[str, Tensor], config: Any) -> Tensor:

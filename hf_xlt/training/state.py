@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_xlt.errors import RunError
 from hf_xlt.files import write_json
@@ -49,10 +48,8 @@ class ExtraState(TrainerCallback):
         self.training_was_over = False
         self._folder: Path | None = None
 
-    def resume_from(self, checkpoint: str | bool | None) -> None:
+    def resume_from(self, checkpoint: str | None) -> None:
         """Note which checkpoint `train` is about to resume from."""
-        if checkpoint is True:
-            checkpoint = get_last_checkpoint(self.trainer.args.output_dir)
         self._folder = Path(checkpoint) if checkpoint else None
         self.training_was_over = False
 

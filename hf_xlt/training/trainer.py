@@ -22,16 +22,22 @@ from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import has_length
 
 from hf_xlt.errors import ConfigError, RunError
-from hf_xlt.training.checkpoints import rotate, seal
+from hf_xlt.training.checkpoints import newest_complete, rotate, seal
 from hf_xlt.training.languages import LanguageBatches, example_lengths, join_languages, language_metrics
 from hf_xlt.training.loaders import EndlessLoader, concatenate_batches
-from hf_xlt.training.losses import IGNORED, count_units, loss_sum, per_example_losses
+from hf_xlt.training.losses import (
+    IGNORED,
+    count_group_units,
+    count_units,
+    labels_of,
+    loss_sum,
+    per_example_losses,
+)
 from hf_xlt.training.sampling import EpochLengthSampler
 from hf_xlt.training.state import ExtraState
 from hf_xlt.training.window import UpdateWindow
 
 JOINT = "few-shot"
-LABEL_NAMES = ("labels", "start_positions", "end_positions")
 
 
 class XLTTrainer(Trainer):
@@ -89,9 +95,19 @@ class XLTTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer.train`; a checkpoint's extra state is restored with it.
 
+        Args:
+            resume_from_checkpoint: a checkpoint folder, or True for the newest complete one in `output_dir`.
+            *args: as `Trainer.train`.
+            **kwargs: as `Trainer.train`.
+
         Raises:
-            RunError: the loss became non-finite.
+            RunError: the loss became non-finite, or there is no complete checkpoint to resume from.
         """
+        if resume_from_checkpoint is True:
+            newest = newest_complete(Path(self.args.output_dir))
+            if newest is None:
+                raise RunError(f"`{self.args.output_dir}` holds no complete checkpoint to resume from.")
+            resume_from_checkpoint = str(newest)
         self._extra_state.resume_from(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -125,7 +141,7 @@ class XLTTrainer(Trainer):
         batches = [self._extend(batch, number, window) for number, batch in enumerate(batches)]
         counts = torch.zeros(1 + len(self.joint_datasets), dtype=torch.float32, device=device)
         for batch, group in zip(batches, window.groups, strict=True):
-            counts += self._count_units(batch, group).to(device)
+            counts += count_group_units(batch, group, len(counts)).to(device)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")
         # An update without a single valid label has loss 0, not 0/0.
@@ -184,18 +200,6 @@ class XLTTrainer(Trainer):
     def _padding_side(self) -> str:
         return getattr(self.processing_class, "padding_side", "right")
 
-    def _count_units(self, batch: Mapping[str, Any], group: Tensor | None) -> Tensor:
-        labels = _labels_of(batch)
-        if not labels:
-            return torch.tensor([float(_batch_size(batch))])
-        if group is None:
-            return count_units(labels).float().reshape(1)
-        counts = torch.zeros(1 + len(self.joint_datasets))
-        for index in range(len(counts)):
-            chosen = {name: values[(group == index).to(values.device)] for name, values in labels.items()}
-            counts[index] = count_units(chosen).cpu()
-        return counts
-
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None
     ) -> Tensor:
@@ -226,7 +230,7 @@ class XLTTrainer(Trainer):
         Returns:
             Scalar loss, or (loss, outputs).
         """
-        labels = _labels_of(inputs)
+        labels = labels_of(inputs)
         if self.compute_loss_func is not None or not labels:
             return super().compute_loss(model, dict(inputs), return_outputs, num_items_in_batch)
         outputs = model(**{key: value for key, value in inputs.items() if key not in labels})
@@ -260,7 +264,7 @@ class XLTTrainer(Trainer):
         Raises:
             ConfigError: the batch has no labels.
         """
-        labels = _labels_of(inputs)
+        labels = labels_of(inputs)
         if not labels:
             raise ConfigError("this strategy needs labels in every training batch.")
         outputs = model(**{key: value for key, value in inputs.items() if key not in labels})
@@ -389,10 +393,6 @@ class XLTTrainer(Trainer):
             seal(folder)
             best = self.state.best_model_checkpoint
             rotate(folder.parent, limit, Path(best) if best else None)
-
-
-def _labels_of(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {name: inputs[name] for name in LABEL_NAMES if inputs.get(name) is not None}
 
 
 def _batch_size(batch: Mapping[str, Any]) -> int:

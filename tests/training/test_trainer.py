@@ -257,3 +257,22 @@ def test_the_average_selects_and_stops_early(tmp_path):
 def test_jit_checkpointing_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="enable_jit_checkpoint"):
         XLTConfig(**settings(tmp_path, enable_jit_checkpoint=True))
+
+
+def test_resuming_with_true_takes_the_newest_complete_checkpoint(tmp_path):
+    changes = {"save_strategy": "steps", "save_steps": 2}
+    whole = train(FinetuneTrainer, FinetuneConfig, tmp_path, changes)
+    (tmp_path / "checkpoint-6" / "complete.json").unlink()
+    again = FinetuneTrainer(
+        model=make_model(1),
+        args=FinetuneConfig(**settings(tmp_path, **changes)),
+        train_dataset=make_features(),
+        processing_class=make_tokenizer(),
+    )
+    again.train(resume_from_checkpoint=True)
+    assert same_weights(whole.model, again.model)
+    with pytest.raises(RunError, match="holds no complete checkpoint"):
+        train_from = FinetuneConfig(**settings(tmp_path / "none"))
+        FinetuneTrainer(
+            model=make_model(), args=train_from, train_dataset=make_features(), processing_class=make_tokenizer()
+        ).train(resume_from_checkpoint=True)
