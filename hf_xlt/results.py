@@ -114,7 +114,9 @@ class Results:
         """Say the averages in sentences, with those of a randomly initialised model beside them if given."""
         lines = []
         if self.target_average is not None:
-            lines.append(f"Target average {percent(self.target_average)}, over {len(self.of_role(TARGET))} languages")
+            count = len(self.of_role(TARGET))
+            languages = "1 language" if count == 1 else f"{count} languages"
+            lines.append(f"Target average {percent(self.target_average)}, over {languages}")
             worst = self.worst_language
             lines.append(f"Worst language {percent(self.value(worst))}, {english_name(worst)} ({worst})")
         if self.transfer_gap is not None:
