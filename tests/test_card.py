@@ -239,7 +239,7 @@ def test_an_edited_card_is_told_from_a_rendered_one():
         r"C:\Users\me\model",
         "file:///data/x",
         "`/tmp/run`",
-        "(/work/out/model)",
+        "(/data/out/model)",
         "hf_" + "a1B2" * 8,
     ],
 )

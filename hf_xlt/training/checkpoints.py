@@ -28,6 +28,11 @@ def seal(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
+def unseal(folder: Path) -> None:
+    """Declare a checkpoint incomplete, before its files are replaced or deleted."""
+    (folder / COMPLETE_NAME).unlink(missing_ok=True)
+
+
 def is_complete(folder: Path) -> bool:
     """Say whether a checkpoint was sealed and still has every file at its size."""
     try:
@@ -77,6 +82,5 @@ def rotate(run_folder: Path, limit: int | None, best: Path | None) -> None:
     kept = {folders[-1]} | {folder for folder in folders if best is not None and folder.name == Path(best).name}
     excess = len(folders) - max(limit, len(kept))
     for folder in [folder for folder in folders if folder not in kept][: max(excess, 0)]:
-        # The seal goes first: a folder half deleted must not look complete.
-        (folder / COMPLETE_NAME).unlink(missing_ok=True)
+        unseal(folder)
         shutil.rmtree(folder)

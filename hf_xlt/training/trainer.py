@@ -22,7 +22,7 @@ from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import has_length
 
 from hf_xlt.errors import ConfigError, RunError
-from hf_xlt.training.checkpoints import newest_complete, rotate, seal
+from hf_xlt.training.checkpoints import newest_complete, rotate, seal, unseal
 from hf_xlt.training.languages import LanguageBatches, example_lengths, join_languages, language_metrics
 from hf_xlt.training.loaders import EndlessLoader, concatenate_batches
 from hf_xlt.training.losses import (
@@ -381,6 +381,8 @@ class XLTTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            unseal(folder)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)

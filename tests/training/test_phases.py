@@ -230,8 +230,11 @@ def test_interrupted_at_an_epochs_end_still_evaluates_that_epoch(tmp_path):
         context = make_context(TWO_LESS, folder, **settings)
         original = context.build_trainer
 
-        def build(*args, context=context, original=original, stop=stop, **kwargs):
+        built = []
+
+        def build(*args, context=context, original=original, stop=stop, built=built, **kwargs):
             trainer = original(*args, **kwargs)
+            built.append(trainer)
             step = trainer.training_step
 
             def counted(*step_args):
@@ -245,6 +248,8 @@ def test_interrupted_at_an_epochs_end_still_evaluates_that_epoch(tmp_path):
         try:
             trainer, _ = run_phases(context, folder, resume=False)
         except Interrupted:
+            evaluated = {log["step"] for log in built[0].state.log_history if "eval_avg_loss" in log}
+            assert evaluated == {6}, "an epoch that was cut short is not evaluated"
             trainer, _ = run_phases(make_context(TWO_LESS, folder, **settings), folder, resume=True)
         logs[name] = [
             (log["step"], log["eval_avg_loss"]) for log in trainer.state.log_history if "eval_avg_loss" in log
