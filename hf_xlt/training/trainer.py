@@ -177,7 +177,8 @@ class XLTTrainer(Trainer):
         window.groups.append(torch.repeat_interleave(torch.arange(len(sizes)), sizes))
         device = next(value.device for value in batch.values() if isinstance(value, Tensor))
         drawn = [{key: other[key].to(device) for key in batch} for other in drawn]
-        return concatenate_batches([batch, *drawn], self._pad_values(), self._padding_side())
+        side = getattr(self.processing_class, "padding_side", "right")
+        return concatenate_batches([batch, *drawn], self._pad_values(), side)
 
     def endless_loader(self, role: str, language: str) -> EndlessLoader:
         """Return the endless loader of one role and language; its draws are functions of a position alone.
@@ -196,9 +197,6 @@ class XLTTrainer(Trainer):
     def _pad_values(self) -> dict[str, int]:
         pad = getattr(self.processing_class, "pad_token_id", None)
         return {"input_ids": pad if pad is not None else 0, "labels": IGNORED}
-
-    def _padding_side(self) -> str:
-        return getattr(self.processing_class, "padding_side", "right")
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None
