@@ -132,14 +132,15 @@ def resolve_data(
         ConfigError: a file, column, language or split is missing, or a set is empty.
     """
     source = make_source(arguments.dataset, arguments.language_column, arguments.source_split)
-    targets = _target_sources(arguments, source)
     languages = tuple(arguments.source_languages)
-    target_languages, homes = _target_languages(arguments, targets)
     finder = _Finder(arguments, task)
     sets: dict[str, list[DataSet]] = {}
     notes: list[str] = []
     if trains:
         sets[TRAINING] = finder.find(TRAINING, dict.fromkeys(languages, source), arguments.source_split)
+    targets = _target_sources(arguments, source)
+    target_languages, homes = _target_languages(arguments, targets)
+    if trains:
         sets[AUXILIARY] = finder.find_beside(AUXILIARY, arguments.auxiliary_dataset, arguments.auxiliary_languages)
         sets[TEXT] = finder.find_beside(TEXT, arguments.text_dataset, arguments.text_languages)
     if needs_validation:
@@ -197,6 +198,11 @@ def _parse_target(spec: str, language_column: str | None, default_split: str) ->
     return _Target(make_source(spec, language_column, default_split), ())
 
 
+def _places(targets: Sequence[_Target]) -> str:
+    """Name target data as the user did."""
+    return ", ".join(f"`{getattr(target.source, 'pattern', target.source.name)}`" for target in targets)
+
+
 def _target_languages(
     arguments: DataArguments, targets: Sequence[_Target]
 ) -> tuple[tuple[str, ...], dict[str, Source]]:
@@ -211,7 +217,7 @@ def _target_languages(
         if not chosen:
             raise ConfigError(
                 f"no target language has a `{arguments.target_split}` split in "
-                f"{', '.join(target.source.name for target in targets)}. Check the pattern, or name the split with "
+                f"{_places(targets)}. Check the pattern, or name the split with "
                 "`--target-split`."
             )
     else:
@@ -220,7 +226,7 @@ def _target_languages(
             if language not in homes:
                 raise ConfigError(
                     f"target language `{language}` has no `{arguments.target_split}` split in "
-                    f"{', '.join(target.source.name for target in targets)}.{close_match(language, homes)} "
+                    f"{_places(targets)}.{close_match(language, homes)} "
                     f"Languages there: {', '.join(sorted(homes)) or 'none'}."
                 )
     return tuple(chosen), {language: homes[language] for language in chosen}
