@@ -41,6 +41,11 @@ def _three_to_two_letters() -> dict[str, str]:
     return {code: target for code, target in aliases.items() if len(code) == 3 and len(target) == 2}
 
 
+def is_code(text: str) -> bool:
+    """Say whether a part of a file or configuration name can be a language code; `all` means every language."""
+    return bool(_CODE.fullmatch(text)) and text != "all"
+
+
 def check_code(code: str) -> str:
     """Return `code` when it can be a language code.
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from hf_xlt.data.formats import SUFFIXES, inspect_file, read_file
 from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.languages import is_code
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -83,7 +84,7 @@ class FileSource:
         before, after = filled.split("{lang}", 1)
         shape = re.compile(re.escape(before) + r"(?P<lang>[A-Za-z0-9_-]+)" + re.escape(after))
         found = (shape.fullmatch(path) for path in glob.glob(glob.escape(before) + "*" + after.replace("{lang}", "*")))
-        return sorted({match["lang"] for match in found if match})
+        return sorted({match["lang"] for match in found if match and is_code(match["lang"])})
 
     def _path(self, language: str, split: str) -> Path:
         path = Path(self.pattern.replace("{split}", split).replace("{lang}", language))
@@ -240,7 +241,8 @@ class HubSource:
         """Return the languages among the configuration names, or in the language column."""
         if "{lang}" in self.configuration:
             shape = re.compile(re.escape(self.configuration).replace(r"\{lang\}", r"(?P<lang>[A-Za-z0-9_-]+)"))
-            return sorted(match["lang"] for match in map(shape.fullmatch, self._configurations) if match)
+            found = (match["lang"] for match in map(shape.fullmatch, self._configurations) if match)
+            return sorted(code for code in found if is_code(code))
         table = self._load(self.configuration or None, split)
         return sorted({str(code) for code in table.unique(self._column(table))})
 

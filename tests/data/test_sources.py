@@ -43,6 +43,8 @@ def test_languages_are_read_off_file_names(tmp_path):
     pattern = write_data(tmp_path / "a.b [x]")
     source = make_source(pattern, None, None)
     assert isinstance(source, FileSource)
+    for other in ("all", "combined", "de.old"):
+        (tmp_path / "a.b [x]" / f"test.{other}.jsonl").write_text("{}")
     assert source.languages("test") == ["de", "en", "sw", "zh"] and source.languages("none") == []
 
 
