@@ -153,14 +153,7 @@ class ColumnSource:
         return table
 
     def _column(self, table: Dataset, split: str) -> str:
-        wanted = (self.language_column,) if self.language_column else LANGUAGE_COLUMNS
-        for column in wanted:
-            if column in table.column_names:
-                return column
-        raise ConfigError(
-            f"`{self._path(split)}` must contain a column that names the language ({' or '.join(wanted)}); it has "
-            f"{', '.join(table.column_names)}. Name it with `--language-column`, or use {{lang}} in the pattern."
-        )
+        return _find_language_column(table, self.language_column, str(self._path(split)), "use {lang} in the pattern")
 
     def languages(self, split: str) -> list[str]:
         """Return the languages named in the language column."""
@@ -199,7 +192,6 @@ class HubSource:
 
     spec: str
     language_column: str | None = None
-    trust_remote_code: bool = False
     name: str = field(init=False)
     _sets: dict[tuple[str | None, str], Dataset] = field(default_factory=dict, repr=False)
 
@@ -247,15 +239,8 @@ class HubSource:
         return sorted({str(code) for code in table.unique(self._column(table))})
 
     def _column(self, table: Dataset) -> str:
-        wanted = (self.language_column,) if self.language_column else LANGUAGE_COLUMNS
-        for column in wanted:
-            if column in table.column_names:
-                return column
-        raise ConfigError(
-            f"data set `{self.path}` has no language column ({' or '.join(wanted)}); its columns are "
-            f"{', '.join(table.column_names)}. Name it with `--language-column`, or write `{self.path}:{{lang}}` when "
-            "each language is a configuration."
-        )
+        way_out = f"write `{self.path}:{{lang}}` when each language is a configuration"
+        return _find_language_column(table, self.language_column, self.path, way_out)
 
     def inspect(self, language: str, split: str) -> Shape:
         """Return columns and size."""
@@ -374,6 +359,22 @@ def shareable_pattern(pattern: str) -> str:
     folder = path.parent.absolute()
     is_home = folder == Path.home() or folder.parent.name in ("home", "Users") or folder.name == Path.home().name
     return path.name if is_home or not path.parent.name else f"{path.parent.name}/{path.name}"
+
+
+def _find_language_column(table: Dataset, given: str | None, where: str, way_out: str) -> str:
+    """Return the column that names the language.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    wanted = (given,) if given else LANGUAGE_COLUMNS
+    for column in wanted:
+        if column in table.column_names:
+            return column
+    raise ConfigError(
+        f"`{where}` must contain a column that names the language ({' or '.join(wanted)}); it has "
+        f"{', '.join(table.column_names)}. Name it with `--language-column`, or {way_out}."
+    )
 
 
 def select_equal(table: Dataset, column: str, value: str) -> Dataset:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -231,10 +232,11 @@ def run_phases(context: RunContext, folder: Path, resume: bool) -> tuple[XLTTrai
 def _train(trainer: XLTTrainer, phase: Phase, folder: Path, resume: bool) -> dict[str, Any]:
     checkpoint = None
     if resume:
-        if trainer.args.should_save:
-            remove_incomplete(folder)
+        removed = remove_incomplete(folder) if trainer.args.should_save else []
         trainer.accelerator.wait_for_everyone()
         checkpoint = newest_complete(folder)
+        if trainer.args.should_save:
+            _tell_resume(checkpoint, removed)
     start = time.monotonic()
     try:
         output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -252,6 +254,14 @@ def _train(trainer: XLTTrainer, phase: Phase, folder: Path, resume: bool) -> dic
         "training_loss": output.training_loss,
         "selected_checkpoint": _selected(trainer),
     }
+
+
+def _tell_resume(checkpoint: Path | None, removed: Sequence[Path]) -> None:
+    """Say where a run goes on, and which checkpoints were too damaged to go on from."""
+    for folder in removed:
+        print(f"Note: `{folder.name}` is incomplete or damaged; it was removed.", file=sys.stderr)  # noqa: T201
+    place = f"after `{checkpoint.name}`" if checkpoint else "from the start: there is no complete checkpoint"
+    print(f"Resuming {place}.", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _end_of_training(trainer: XLTTrainer) -> None:

@@ -83,6 +83,18 @@ def test_a_phase_without_its_ledger_entry_is_finished_again_and_not_skipped(tmp_
     assert same_weights(before, load_file(tmp_path / "model.safetensors"))
 
 
+def test_resuming_says_where_it_goes_on_and_what_was_damaged(tmp_path, capsys):
+    run_phases(make_context(TWO_LESS, tmp_path), tmp_path, resume=False)
+    for name in ("model.safetensors", "phases.json"):
+        (tmp_path / name).unlink()
+    weights = tmp_path / "checkpoint-6" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    run_phases(make_context(TWO_LESS, tmp_path), tmp_path, resume=True)
+    err = capsys.readouterr().err
+    assert "`checkpoint-6` is incomplete or damaged; it was removed" in err
+    assert "Resuming after `checkpoint-4`." in err
+
+
 def test_a_damaged_ledger_is_one_clear_error(tmp_path):
     (tmp_path / "phases.json").write_text('{"phases": [')
     with pytest.raises(RunError, match=r"phases\.json` is damaged"):
