@@ -8,7 +8,18 @@ from collections.abc import Sequence
 import typer
 
 from hf_xlt import __version__
-from hf_xlt.cli import card, evaluate, push, run, strategies
+from hf_xlt.cli import (
+    card,
+    evaluate,
+    lang_stats,
+    pretrain,
+    push,
+    retrieve,
+    run,
+    strategies,
+    swap_vocab,
+    train_tokenizer,
+)
 from hf_xlt.errors import ConfigError, reports_errors
 
 app = typer.Typer(
@@ -35,7 +46,19 @@ def _options(
     """Cross-lingual transfer: train with labels in one language, serve many, push the result."""
 
 
-for command in (run, evaluate, card, push, strategies):
+COMMANDS = (
+    run,
+    evaluate,
+    retrieve,
+    pretrain,
+    train_tokenizer,
+    lang_stats,
+    swap_vocab,
+    card,
+    push,
+    strategies,
+)
+for command in COMMANDS:
     command.register(app)
 
 

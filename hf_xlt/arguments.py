@@ -12,6 +12,7 @@ from hf_xlt.languages import check_code
 from hf_xlt.registry import Strategy
 
 EMBEDDED = "embedded"
+EMBEDDED_PHRASES = "embedded-phrases"
 ALL_LANGUAGES = "all"
 
 
@@ -55,7 +56,10 @@ class ModelArguments:
     _argument_group_name = "model"
 
     model: str | None = field(
-        default=None, metadata={"help": "Encoder: Hub id, directory, or `embedded` for the one in this package."}
+        default=None,
+        metadata={
+            "help": "Encoder: Hub id, directory, `embedded` for the small multilingual one in this package, or `embedded-phrases` for the tiny one of the demo task."
+        },
     )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
     trust_remote_code: bool = field(
@@ -206,7 +210,7 @@ class Arguments:
         return self.data.dataset == EMBEDDED
 
 
-# What the embedded encoder's figures were measured with; see `docs/embedded.md`.
+# What the phrase encoder's figures were measured with; see `docs/embedded.md`.
 EMBEDDED_SETTINGS = {
     "max_steps": 180,
     "per_device_train_batch_size": 32,

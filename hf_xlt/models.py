@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
+EMBEDDED_PHRASES = "embedded-phrases"
 _PART = ".final.part"
 
 
@@ -31,7 +32,7 @@ class ModelSource:
 
     Attributes:
         path: Hub id or directory, for `from_pretrained`.
-        name: how records and cards call it: the Hub id, or the embedded encoder's plain name; None for a directory.
+        name: how records and cards call it: the Hub id, or an embedded encoder's plain name; None for a directory.
         revision: branch, tag or commit on the Hub, or None.
         trust_remote_code: whether to run code that comes with it.
         attn_implementation: attention kernel, or None for the library's choice.
@@ -48,16 +49,18 @@ class ModelSource:
         """Resolve what the user typed.
 
         Args:
-            model: Hub id, directory, or `embedded`.
+            model: Hub id, directory, `embedded` or `embedded-phrases`.
             **options: the other fields.
 
         Raises:
             ConfigError: a path that is no directory.
         """
-        if model == EMBEDDED:
-            from hf_xlt.embedded import ENCODER_NAME, encoder_directory
+        if model in (EMBEDDED, EMBEDDED_PHRASES):
+            from hf_xlt import embedded
 
-            return cls(str(encoder_directory()), ENCODER_NAME, **options)
+            if model == EMBEDDED:
+                return cls(str(embedded.encoder_directory()), embedded.ENCODER_NAME, **options)
+            return cls(str(embedded.phrase_encoder_directory()), embedded.PHRASE_ENCODER_NAME, **options)
         if os.path.isdir(model):
             if not os.path.isfile(os.path.join(model, "config.json")):
                 raise ConfigError(f"model directory `{model}` holds no `config.json`; give a saved model.")

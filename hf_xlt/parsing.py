@@ -15,6 +15,7 @@ from typing import Any
 
 from hf_xlt.arguments import (
     EMBEDDED,
+    EMBEDDED_PHRASES,
     EMBEDDED_SETTINGS,
     Arguments,
     DataArguments,
@@ -160,9 +161,9 @@ def default_settings(
         # Without it a launcher's CPU processes would each train alone, and pinning memory would warn.
         defaults["use_cpu"] = True
     if not explicit & {"model", "dataset", "target_dataset"}:
-        defaults |= {"model": EMBEDDED, "dataset": EMBEDDED}
-        place = (EMBEDDED, EMBEDDED)
-    if place == (EMBEDDED, EMBEDDED):
+        defaults |= {"model": EMBEDDED_PHRASES, "dataset": EMBEDDED}
+        place = (EMBEDDED_PHRASES, EMBEDDED)
+    if place == (EMBEDDED_PHRASES, EMBEDDED):
         defaults |= EMBEDDED_SETTINGS
     return defaults
 

@@ -127,6 +127,7 @@ def prepare(arguments: Arguments, plan: DataPlan, flag: InterruptionFlag) -> Pre
         compute_metrics=plan.task.compute_metrics(inventory),
         flag=flag,
         patience=arguments.run.early_stopping_patience,
+        load_masked_lm=_masked_lm_loader(arguments, source),
     )
     return Prepared(context, plan, inventory, source, max_length)
 
@@ -163,5 +164,17 @@ def _model_loader(
         set_seed(arguments.config.seed)
         start = source if folder is None else dataclasses.replace(source, path=str(folder), name=None, revision=None)
         return start.load(task, inventory)
+
+    return load
+
+
+def _masked_lm_loader(arguments: Arguments, source: ModelSource) -> Callable[[Path | None], Any]:
+    """Return what loads the run's encoder, or the one in a folder, with its masked-LM head."""
+
+    def load(folder: Path | None) -> Any:
+        from hf_xlt.pretraining.encoders import folder_source, load_encoder
+
+        start = source if folder is None else folder_source(folder, source.attn_implementation)
+        return load_encoder(start, arguments.config.seed)
 
     return load

@@ -39,7 +39,7 @@ class RunRecord:
         task: `name`, `pipeline_tag`, `auto_model` (class name), `metric` (the main one).
         arguments: every resolved argument that a reader can use: no paths, no tokens.
         settings: the arguments that differ from their defaults, and every setting of the strategy itself.
-        model: `name` (Hub id, or the plain name of the embedded encoder; None for a local directory), `revision`,
+        model: `name` (Hub id, or the plain name of an embedded encoder; None for a local directory), `revision`,
             `parameters` (count), `model_type`, `license` (None when unknown).
         data: per role (`source`, `validation`, `target`, `few-shot`, ...) `sources` (Hub ids, or file patterns without
             their local part), `hub_ids`, `split`, and per language `examples` and `fingerprints`.

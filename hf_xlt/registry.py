@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from hf_xlt.errors import ConfigError, close_match
 
 if TYPE_CHECKING:
-    from hf_xlt.training.phases import Phase
+    from hf_xlt.training.phases import RunPhase
 
 STRATEGIES = {
     "finetune": "hf_xlt.strategies.finetune",
     "robust": "hf_xlt.strategies.robust",
+    "meta-pretrain": "hf_xlt.strategies.meta_pretraining",
 }
 
 ROLES = ("source", "target", "auxiliary", "text")
@@ -85,7 +86,7 @@ class Strategy:
     roles: tuple[str, ...] = ("source",)
     optional_roles: tuple[str, ...] = ("target",)
     tasks: tuple[str, ...] = ()
-    phases: Callable[[Any], Sequence[Phase]] | None = None
+    phases: Callable[[Any], Sequence[RunPhase]] | None = None
     invariances: frozenset[str] = frozenset(INVARIANCES)
     refusals: tuple[Refusal, ...] = ()
     cost: Callable[[Any], float] = lambda config: 1.0

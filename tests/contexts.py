@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import CLASSES, make_features, make_model, make_tokenizer
-from transformers import BertForSequenceClassification
+from datasets import Dataset
+from tiny import CLASSES, make_config, make_features, make_model, make_rows, make_tokenizer
+from transformers import BertForMaskedLM, BertForSequenceClassification, set_seed
 
 from hf_xlt.data.labels import LabelInventory
 from hf_xlt.registry import Strategy
@@ -32,6 +33,8 @@ def make_context(
         "disable_tqdm": True,
         "logging_steps": 1,
     }
+    if "text" in strategy.roles:
+        settings |= {"total_steps": 4, "row_length": 16, "pretraining_batch_size": 4}
     torch.set_num_threads(1)
     task = get_task("text-classification")
     inventory = LabelInventory(CLASSES)
@@ -42,7 +45,21 @@ def make_context(
             return make_model(**architecture)
         return BertForSequenceClassification.from_pretrained(previous)
 
+    def load_masked_lm(previous: Path | None) -> BertForMaskedLM:
+        if previous is None:
+            set_seed(0)
+            return BertForMaskedLM(make_config(**architecture))
+        return BertForMaskedLM.from_pretrained(previous)
+
     shots = {language: make_features(9, seed=3, language=language) for language in ("de", "sw")}
+    roles = {role: shots for role in strategy.roles if role not in ("source", "text")}
+    if "text" in strategy.roles:
+        roles["text"] = {
+            language: Dataset.from_list(
+                [{key: row[key] for key in ("id", "text")} for row in make_rows(language, 30, 7)]
+            )
+            for language in ("en", "de", "sw")
+        }
     return RunContext(
         strategy=strategy,
         config=strategy.config_cls(**{**settings, **changes}),
@@ -53,7 +70,8 @@ def make_context(
         validation={"en": make_features(9, seed=5)},
         source_languages=("en",),
         joint={},
-        roles={role: shots for role in strategy.roles if role != "source"},
+        roles=roles,
         compute_metrics=task.compute_metrics(inventory),
         flag=InterruptionFlag(),
+        load_masked_lm=load_masked_lm,
     )

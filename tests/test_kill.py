@@ -152,6 +152,6 @@ def test_a_signal_saves_a_resumable_checkpoint(name, number, whole, tmp_path):
                 os._exit(7)
 
     assert os.WEXITSTATUS(finish(in_child(train_and_signal))) == 7
-    assert (tmp_path / "checkpoint-3" / "complete.json").is_file()
+    assert len(list(tmp_path.rglob("checkpoint-3/complete.json"))) == 1
     assert finish(in_child(lambda: train(name, tmp_path))) == 0
     assert same_weights(whole[name][0], load_file(tmp_path / "model.safetensors"))

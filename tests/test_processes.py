@@ -52,6 +52,11 @@ def arguments(strategy, out, batch):
         f"--per-device-train-batch-size {batch} --per-device-eval-batch-size 8 --max-steps 9 --optim sgd "
         "--learning-rate 0.05 --disable-tqdm --save-steps 4 --threads 1 --shots 7 --few-shot-mode joint"
     )
+    if "text" in get_strategy(strategy).roles:
+        line += (
+            " --text-dataset data/{split}.{lang}.jsonl --total-steps 6 --meta-learning-rate 0.05 --row-length 16 "
+            f"--pretraining-batch-size {batch}"
+        )
     return line.split()
 
 

@@ -124,7 +124,7 @@ def test_both_spellings_and_yaml_give_the_same_run_and_the_command_line_wins(tmp
 
 def test_the_embedded_task_brings_its_settings_named_or_not():
     bare = parse_arguments([])
-    named = parse_arguments(["--model", "embedded", "--dataset", "embedded"])
+    named = parse_arguments(["--model", "embedded-phrases", "--dataset", "embedded"])
     assert bare.data == named.data and bare.config.max_steps == named.config.max_steps == 180
     assert bare.embedded and bare.run.threads == 1
     assert parse_arguments(["--model", "embedded", "--dataset", "x.{lang}.csv"]).config.max_steps == -1

@@ -1,4 +1,4 @@
-"""The model card of the embedded encoder, rendered from what the pre-training command measured."""
+"""The model card of the phrase encoder, rendered from what the pre-training command measured."""
 
 from dataclasses import dataclass
 

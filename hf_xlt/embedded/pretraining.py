@@ -1,4 +1,4 @@
-"""Make the embedded encoder: `python -m hf_xlt.embedded.pretraining --output-dir DIR`.
+"""Make the phrase encoder: `python -m hf_xlt.embedded.pretraining --output-dir DIR`.
 
 A ModernBERT of 2 layers and 128 dimensions learns from training-split phrases in twelve languages, without labels:
 
@@ -37,7 +37,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from hf_xlt.embedded import DEVELOPMENT_PHRASES, ENCODER_NAME, SOURCE_LANGUAGE, TEST_PHRASES, TRAINING_PHRASES
+from hf_xlt.embedded import DEVELOPMENT_PHRASES, PHRASE_ENCODER_NAME, SOURCE_LANGUAGE, TEST_PHRASES, TRAINING_PHRASES
 from hf_xlt.embedded.card import EncoderFacts, SeedFigures, render_card
 from hf_xlt.embedded.phrases import (
     LABELS,
@@ -320,7 +320,7 @@ def _facts(
     floor: float,
 ) -> EncoderFacts:
     return EncoderFacts(
-        name=ENCODER_NAME,
+        name=PHRASE_ENCODER_NAME,
         parameters=parameters,
         languages=generator.languages,
         steps=steps,

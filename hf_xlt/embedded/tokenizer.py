@@ -1,4 +1,4 @@
-"""The tokenizer of the embedded encoder: 6,000 byte-pair pieces over lower-cased NFKC text, every digit its own piece.
+"""The tokenizer of the phrase encoder: 6,000 byte-pair pieces over lower-cased NFKC text, every digit its own piece.
 
 BPE rather than unigram: it trains five times faster on this text and classifies as well.
 """

@@ -49,6 +49,11 @@ def count_units(labels: Mapping[str, Tensor]) -> Tensor:
     return values.ne(IGNORED).sum()
 
 
+def batch_size(batch: Mapping[str, Any]) -> int:
+    """Return the number of examples of a batch: the length of its first tensor."""
+    return next(value.shape[0] for value in batch.values() if isinstance(value, Tensor))
+
+
 def count_group_units(batch: Mapping[str, Any], group: Tensor | None, groups: int) -> Tensor:
     """Count a batch's units per language group.
 
@@ -62,7 +67,7 @@ def count_group_units(batch: Mapping[str, Any], group: Tensor | None, groups: in
     """
     labels = labels_of(batch)
     if not labels:
-        return torch.tensor([float(next(value.shape[0] for value in batch.values() if isinstance(value, Tensor)))])
+        return torch.tensor([float(batch_size(batch))])
     if group is None:
         return count_units(labels).float().reshape(1)
     members = [

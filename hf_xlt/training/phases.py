@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 import sys
 import time
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hf_xlt.errors import ConfigError, Interrupted, RunError
-from hf_xlt.files import write_json
+from hf_xlt.files import sync_file, sync_folder, write_json
 from hf_xlt.models import save_final
 from hf_xlt.training.checkpoints import newest_complete, remove_incomplete, step_of
 from hf_xlt.training.interruption import InterruptionCallback, InterruptionFlag
@@ -38,17 +39,20 @@ TRAIN = "train"
 
 
 @dataclass(frozen=True)
-class Phase:
+class RunPhase:
     """One training of a run.
 
     Attributes:
         name: part of its folder's name.
         build: makes its trainer from the context, the phase's folder, and the model folder that the phase before
             left (None for the first).
+        fingerprint: hash of what defines the phase; a finished phase may not be defined otherwise on resuming. None
+            where the run's arguments, which are compared as a whole, say it all.
     """
 
     name: str
     build: Callable[[RunContext, Path, Path | None], XLTTrainer]
+    fingerprint: str | None = None
 
 
 @dataclass
@@ -58,9 +62,9 @@ class RunContext:
     Attributes:
         strategy: registry entry.
         config: the run's config; phases copy it.
-        task: the task.
-        tokenizer: tokenizer, saved with every model.
-        load_model: loads the run's encoder, or the model in a folder.
+        task: the task; None for a pre-training without one.
+        tokenizer: tokenizer of the run's encoder.
+        load_model: loads the run's encoder, or the model in a folder, with the task's head.
         training: features to train on.
         validation: features to select on, by language.
         source_languages: languages that `eval_avg_*` averages over.
@@ -70,11 +74,12 @@ class RunContext:
         flag: whether a signal asked the run to stop.
         patience: evaluations without progress before stopping early, or None.
         extra_callbacks: further callbacks, made anew for every phase.
+        load_masked_lm: loads the run's encoder, or the model in a folder, with its masked-LM head.
     """
 
     strategy: Strategy
     config: Any
-    task: Task
+    task: Task | None
     tokenizer: PreTrainedTokenizerBase
     load_model: Callable[[Path | None], PreTrainedModel]
     training: Any
@@ -86,6 +91,7 @@ class RunContext:
     flag: InterruptionFlag
     patience: int | None = None
     extra_callbacks: Callable[[], list[TrainerCallback]] = list
+    load_masked_lm: Callable[[Path | None], PreTrainedModel] | None = None
 
     def config_for(self, folder: Path, **changes: Any) -> Any:
         """Copy the run's config for one phase.
@@ -120,7 +126,7 @@ class RunContext:
         arguments = {
             "model": model,
             "args": config,
-            "data_collator": self.task.collator(self.tokenizer),
+            "data_collator": self.task.collator(self.tokenizer) if self.task else None,
             "train_dataset": self.training,
             "eval_dataset": dict(self.validation) or None,
             "processing_class": self.tokenizer,
@@ -142,15 +148,26 @@ class RunContext:
                 raise
             raise ConfigError(str(error)) from error
 
-    def phases(self) -> Sequence[Phase]:
+    def phases(self) -> Sequence[RunPhase]:
         """Return the strategy's phases."""
-        return self.strategy.phases(self.config) if self.strategy.phases else [Phase(TRAIN, _single_phase)]
+        if self.strategy.phases:
+            return self.strategy.phases(self.config)
+        return [RunPhase(TRAIN, single_phase(self.strategy.trainer_cls))]
+
+    def tokenizer_of(self, folder: Path | None) -> PreTrainedTokenizerBase:
+        """Return the tokenizer of the model that a phase left, or the run's."""
+        from transformers import AutoTokenizer
+
+        return self.tokenizer if folder is None else AutoTokenizer.from_pretrained(folder)
 
 
-def _single_phase(context: RunContext, folder: Path, previous: Path | None) -> XLTTrainer:
-    return context.build_trainer(
-        context.strategy.trainer_cls, context.config_for(folder), context.load_model(previous)
-    )
+def single_phase(trainer_cls: type[XLTTrainer]) -> Callable[[RunContext, Path, Path | None], XLTTrainer]:
+    """Return what builds a phase that trains the task with the run's own settings."""
+
+    def build(context: RunContext, folder: Path, previous: Path | None) -> XLTTrainer:
+        return context.build_trainer(trainer_cls, context.config_for(folder), context.load_model(previous))
+
+    return build
 
 
 @dataclass
@@ -186,7 +203,7 @@ class Ledger:
         write_json(self.folder / LEDGER_NAME, {"phases": self.done})
 
 
-def phase_folders(phases: Sequence[Phase], folder: Path) -> list[tuple[Path, Path]]:
+def phase_folders(phases: Sequence[RunPhase], folder: Path) -> list[tuple[Path, Path]]:
     """Return each phase's folder and the folder of its final model."""
     if len(phases) == 1:
         return [(folder, folder)]
@@ -194,31 +211,42 @@ def phase_folders(phases: Sequence[Phase], folder: Path) -> list[tuple[Path, Pat
     return [(path, path / FINAL_NAME) for path in own]
 
 
-def run_phases(context: RunContext, folder: Path, resume: bool) -> tuple[XLTTrainer | None, Ledger]:
+def run_phases(
+    context: RunContext, folder: Path, resume: bool, only: str | None = None
+) -> tuple[XLTTrainer | None, Ledger]:
     """Train all phases that are not done yet; the last one's model ends in `folder`.
 
     Args:
         context: what phases are built from.
         folder: the run's output directory; it exists.
         resume: continue from the newest complete checkpoint of the phase that was cut short.
+        only: name of the one phase to train now; those before it must be done. None trains all.
 
     Returns:
         The last phase's trainer, or None when every phase was done before; and the ledger.
 
     Raises:
+        ConfigError: a finished phase is now defined otherwise, or a phase before `only` is not done.
         Interrupted: a signal stopped the run; its checkpoint is saved.
         RunError: training failed in a way that the message explains.
     """
     phases, ledger, trainer, previous = context.phases(), Ledger.read(folder), None, None
     for index, (phase, (own, final)) in enumerate(zip(phases, phase_folders(phases, folder), strict=True)):
         if index < len(ledger.done):
+            _check_finished(phase, ledger.done[index], final)
             previous = final
             continue
+        if only not in (None, phase.name):
+            if only in [later.name for later in phases[index + 1 :]]:
+                raise ConfigError(
+                    f"phase `{only}` continues from `{phase.name}`, which is not done; train that first."
+                )
+            break
         trainer = phase.build(context, own, previous)
         entry = _train(trainer, phase, own, resume)
         if trainer.args.should_save:
             final.mkdir(parents=True, exist_ok=True)
-            save_final(trainer.bare_model(), context.tokenizer, final)
+            save_final(trainer.bare_model(), trainer.processing_class, final)
             if index == len(phases) - 1 and final != folder:
                 _publish(final, folder)
             ledger.add(entry)
@@ -229,7 +257,25 @@ def run_phases(context: RunContext, folder: Path, resume: bool) -> tuple[XLTTrai
     return trainer, ledger
 
 
-def _train(trainer: XLTTrainer, phase: Phase, folder: Path, resume: bool) -> dict[str, Any]:
+def _check_finished(phase: RunPhase, done: dict[str, Any], final: Path) -> None:
+    """Refuse to build on a finished phase that is defined otherwise by now.
+
+    Raises:
+        ConfigError: its name or its definition changed, or its model is not where this run would have put it.
+    """
+    if (done["name"], done.get("fingerprint")) != (phase.name, phase.fingerprint):
+        raise ConfigError(
+            f"phase `{done['name']}` is finished, and its definition has changed since. Restore it, or start anew in "
+            "another `--output-dir`."
+        )
+    if not (final / "config.json").is_file():
+        raise ConfigError(
+            f"phase `{done['name']}` is finished, but its model is not in `{final}`. A run of one phase keeps its "
+            "model elsewhere; to add phases to it, start a new run from its model."
+        )
+
+
+def _train(trainer: XLTTrainer, phase: RunPhase, folder: Path, resume: bool) -> dict[str, Any]:
     checkpoint = None
     if resume:
         removed = remove_incomplete(folder) if trainer.args.should_save else []
@@ -253,6 +299,7 @@ def _train(trainer: XLTTrainer, phase: Phase, folder: Path, resume: bool) -> dic
         "seconds": round(time.monotonic() - start, 2),
         "training_loss": output.training_loss,
         "selected_checkpoint": _selected(trainer),
+        **({"fingerprint": phase.fingerprint} if phase.fingerprint else {}),
     }
 
 
@@ -276,6 +323,11 @@ def _selected(trainer: XLTTrainer) -> int | None:
 
 
 def _publish(final: Path, folder: Path) -> None:
-    for path in final.iterdir():
+    """Copy the last phase's model to the run's directory, each file beside and then renamed."""
+    for path in sorted(final.iterdir()):
         if path.is_file():
-            shutil.copy2(path, folder / path.name)
+            part = folder / f".{path.name}.part"
+            shutil.copy2(path, part)
+            sync_file(part)
+            os.replace(part, folder / path.name)
+    sync_folder(folder)

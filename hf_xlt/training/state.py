@@ -46,11 +46,11 @@ class ExtraState(TrainerCallback):
         """Serve `trainer`."""
         self.trainer = trainer
         self.training_was_over = False
-        self._folder: Path | None = None
+        self.folder: Path | None = None
 
     def resume_from(self, checkpoint: str | None) -> None:
         """Note which checkpoint `train` is about to resume from."""
-        self._folder = Path(checkpoint) if checkpoint else None
+        self.folder = Path(checkpoint) if checkpoint else None
         self.training_was_over = False
 
     def _parts(self) -> dict[str, Any]:
@@ -88,12 +88,12 @@ class ExtraState(TrainerCallback):
         Raises:
             RunError: the extra state is of another update than the checkpoint.
         """
-        if self._folder is None or not (self._folder / VALUES_NAME).is_file():
+        if self.folder is None or not (self.folder / VALUES_NAME).is_file():
             return
-        saved = json.loads((self._folder / VALUES_NAME).read_text(encoding="utf-8"))
+        saved = json.loads((self.folder / VALUES_NAME).read_text(encoding="utf-8"))
         if saved["global_step"] != state.global_step:
-            raise RunError(f"`{self._folder.name}` holds the state of another update; resume from an earlier one.")
-        tensors = load_file(self._folder / TENSORS_NAME)
+            raise RunError(f"`{self.folder.name}` holds the state of another update; resume from an earlier one.")
+        tensors = load_file(self.folder / TENSORS_NAME)
         for name, part in self._parts().items():
             own = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
             if name in saved["values"]:

@@ -27,6 +27,7 @@ from hf_xlt.training.languages import LanguageBatches, example_lengths, join_lan
 from hf_xlt.training.loaders import EndlessLoader, concatenate_batches
 from hf_xlt.training.losses import (
     IGNORED,
+    batch_size,
     count_group_units,
     count_units,
     labels_of,
@@ -158,7 +159,7 @@ class XLTTrainer(Trainer):
         labels[place >= state.remainder] = IGNORED
 
     def _extend(self, batch: dict[str, Any], number: int, window: UpdateWindow) -> dict[str, Any]:
-        size = _batch_size(batch)
+        size = batch_size(batch)
         slot = number * self.args.world_size + self.args.process_index
         rows = torch.arange(size) + slot * self._train_batch_size
         if not self.joint_datasets:
@@ -377,6 +378,9 @@ class XLTTrainer(Trainer):
     def load_strategy_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Restore what `strategy_state` returned; called after the optimizer exists, before the first update."""
 
+    def save_process_state(self, folder: Path) -> None:
+        """Add to a checkpoint what each process has of its own; called on every process."""
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
@@ -386,6 +390,7 @@ class XLTTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
+        self.save_process_state(folder)
         if self.args.should_save:
             self._extra_state.write(folder)
         self.accelerator.wait_for_everyone()
@@ -393,7 +398,3 @@ class XLTTrainer(Trainer):
             seal(folder)
             best = self.state.best_model_checkpoint
             rotate(folder.parent, limit, Path(best) if best else None)
-
-
-def _batch_size(batch: Mapping[str, Any]) -> int:
-    return next(value.shape[0] for value in batch.values() if isinstance(value, Tensor))

@@ -15,7 +15,7 @@ from hf_xlt.registry import Strategy
 from hf_xlt.strategies.finetune import FinetuneConfig, FinetuneTrainer
 from hf_xlt.training.config import XLTConfig
 from hf_xlt.training.loaders import EndlessLoader
-from hf_xlt.training.phases import Ledger, Phase, run_phases
+from hf_xlt.training.phases import Ledger, RunPhase, run_phases
 from hf_xlt.training.trainer import XLTTrainer
 
 
@@ -27,7 +27,7 @@ def two_phases(config):
 
         return make
 
-    return [Phase("donor", build(3)), Phase("main", build(4))]
+    return [RunPhase("donor", build(3)), RunPhase("main", build(4))]
 
 
 TWO = Strategy("two", "Two phases", FinetuneConfig, FinetuneTrainer, "For tests.", phases=two_phases)

@@ -1,0 +1,53 @@
+"""`hf-xlt pretrain`: pre-train an encoder in phases, or continue one, from a YAML file."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command("pretrain")
+    def pretrain(
+        config: str = typer.Option(..., help="YAML file: model, tokenizer, sources, phases, training."),
+        output_dir: str = typer.Option(None, help="Where to write. Default: the file's `output_dir`."),
+        resume: bool = typer.Option(False, help="Continue from the newest complete checkpoint."),
+        overwrite: bool = typer.Option(False, help="Delete the pre-training that the output directory holds."),
+        phase: str = typer.Option(None, help="Train only this phase; those before it must be done."),
+        total_steps: int = typer.Option(None, help="T, updates of two phases together, in place of their `steps`."),
+        meta_fraction: float = typer.Option(
+            None, help="f, share of T for the first phase; 0 is the single-phase baseline at equal budget."
+        ),
+        seed: int = typer.Option(None, help="Seed, in place of the file's."),
+        allow_phase_change: bool = typer.Option(
+            False, help="Resume although the definition of the phase under way has changed."
+        ),
+        dry_run: bool = typer.Option(
+            False, help="Print steps, mixture, effective epochs and memory, read one batch per language, and stop."
+        ),
+    ) -> None:
+        """Pre-train in phases: first one language, then many (or any other plan)."""
+        from hf_xlt.pretrain import Pretraining, Request
+        from hf_xlt.pretraining.plan_file import read_plan
+
+        typed = sys.argv[2:] if sys.argv[1:2] == ["pretrain"] else ["--config", config]
+        request = Request(
+            resume=resume,
+            overwrite=overwrite,
+            only=phase,
+            dry_run=dry_run,
+            output_dir=output_dir,
+            total_steps=total_steps,
+            meta_fraction=meta_fraction,
+            seed=seed,
+            allow_phase_change=allow_phase_change,
+            command=[part for part in typed if part not in ("--traceback", "--dry-run")],
+        )
+        run = Pretraining(read_plan(config), request)
+        if dry_run:
+            run.describe()
+        else:
+            run.go()

@@ -1,0 +1,48 @@
+"""`hf-xlt swap-vocab`: give a masked language model another tokenizer, with new embeddings."""
+
+from __future__ import annotations
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command("swap-vocab")
+    def swap_vocab(
+        model: str = typer.Argument(..., help="Model directory or Hub id, with its own tokenizer."),
+        tokenizer: str = typer.Option(..., help="New tokenizer: directory or Hub id."),
+        output_dir: str = typer.Option(..., "--output-dir", "-o", help="Where to save the model."),
+        init: str = typer.Option(
+            "overlap", help="overlap (copy pieces that both have), random, or a function as `package.module:function`."
+        ),
+        seed: int = typer.Option(0, help="Of the random rows."),
+        revision: str = typer.Option(None, help="Branch, tag or commit of the model on the Hub."),
+        overwrite: bool = typer.Option(False, "--overwrite", help="Replace a model that is there."),
+        trust_remote_code: bool = typer.Option(
+            False, "--trust-remote-code", help="Run Python code that comes with model or tokenizer."
+        ),
+    ) -> None:
+        """Rebuild the embeddings for another tokenizer; the encoder is kept."""
+        from pathlib import Path
+
+        from hf_xlt.pretraining.folders import check_folder, replaced_folder
+        from hf_xlt.pretraining.masked import FILES, load_masked, save_masked
+        from hf_xlt.pretraining.statistics import load_tokenizer
+        from hf_xlt.pretraining.vocabulary import find_init, swap_vocabulary
+
+        folder = Path(output_dir)
+        check_folder(folder, overwrite=overwrite, known=FILES, what="a model")
+        init_fn = find_init(init)
+        new, _ = load_tokenizer(tokenizer, trust_remote_code=trust_remote_code)
+        loaded, old, notes = load_masked(model, revision=revision, trust_remote_code=trust_remote_code)
+        report = swap_vocabulary(loaded, old, new, init_fn, seed)
+        with replaced_folder(folder) as part:
+            notes += save_masked(loaded, new, part)
+        print(report.line())
+        print(f"\n{'script':<14}{'pieces':>9}{'copied':>9}{'share':>8}")
+        for script, (copied, total) in report.scripts.items():
+            print(f"{script:<14}{total:>9,}{copied:>9,}{copied / total:>8.1%}")
+        for note in notes:
+            print(f"Note: {note}")
+        print(f"\nSaved in {folder}, for `AutoModelForMaskedLM.from_pretrained`.")

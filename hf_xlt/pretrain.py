@@ -1,0 +1,378 @@
+"""Pre-training an encoder in phases, from a plan: what `hf-xlt pretrain` runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_xlt.errors import ConfigError, Interrupted, close_match
+from hf_xlt.launch import check_launch, is_first_process, set_threads
+from hf_xlt.output import check_space, claim_output, inspect_output
+from hf_xlt.pretraining.plan import Phase, split_budget
+from hf_xlt.pretraining.plan_file import Plan
+from hf_xlt.record import FINISHED, INTERRUPTED, RUNNING, RunRecord
+
+STRATEGY_NAME = "meta-pretrain"
+TASK = {"name": "fill-mask", "pipeline_tag": "fill-mask", "auto_model": "AutoModelForMaskedLM", "metric": "loss"}
+
+# Arguments that leave the weights as they would be.
+_FREE_TO_CHANGE = frozenset(
+    "phases logging_steps logging_strategy save_steps save_strategy save_total_limit disable_tqdm report_to epoch_limit "
+    "dataloader_num_workers dataloader_prefetch_factor strict_resume eval_strategy eval_steps".split()
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for beside the plan.
+
+    Attributes:
+        resume: continue the pre-training in the output directory.
+        overwrite: delete what it holds and start anew.
+        only: name of the single phase to train now, or None for all.
+        dry_run: print what would be done, and read one batch per language.
+        output_dir: instead of the plan's.
+        total_steps: T, or None.
+        meta_fraction: f, or None.
+        seed: instead of the plan's, or None.
+        allow_phase_change: resume a phase whose definition has changed.
+        command: as typed, for the record.
+    """
+
+    resume: bool = False
+    overwrite: bool = False
+    only: str | None = None
+    dry_run: bool = False
+    output_dir: str | None = None
+    total_steps: int | None = None
+    meta_fraction: float | None = None
+    seed: int | None = None
+    allow_phase_change: bool = False
+    command: Sequence[str] = ()
+
+
+def apply_request(plan: Plan, request: Request) -> Plan:
+    """Return the plan as the command line changes it.
+
+    Raises:
+        ConfigError: the options contradict each other or the plan.
+    """
+    if request.resume and request.overwrite:
+        raise ConfigError("`--resume` continues a pre-training and `--overwrite` deletes it; give one of them.")
+    phases = plan.phases
+    if request.total_steps is not None or request.meta_fraction is not None:
+        total = sum(phase.steps for phase in phases) if request.total_steps is None else request.total_steps
+        fraction = phases[0].steps / sum(phase.steps for phase in phases)
+        phases = split_budget(phases, total, fraction if request.meta_fraction is None else request.meta_fraction)
+    names = [phase.name for phase in phases]
+    if request.only is not None and request.only not in names:
+        raise ConfigError(
+            f"there is no phase `{request.only}`.{close_match(request.only, names)} Phases: {', '.join(names)}."
+        )
+    training = plan.training if request.seed is None else {**plan.training, "seed": request.seed}
+    folder = request.output_dir or plan.output_dir
+    return dataclasses.replace(plan, phases=phases, output_dir=folder, training=training)
+
+
+def make_config(plan: Plan, **changes: Any) -> Any:
+    """Build the config that all phases share.
+
+    Raises:
+        ConfigError: a training argument is unknown or out of range.
+    """
+    import torch
+
+    from hf_xlt.strategies.meta_pretraining.config import OPTIMIZER_SETTINGS, MetaPretrainingConfig
+
+    known = {entry.name for entry in dataclasses.fields(MetaPretrainingConfig)}
+    unknown = [key for key in plan.training if key not in known]
+    if unknown:
+        raise ConfigError(f"`training`: unknown key {unknown[0]!r}.{close_match(str(unknown[0]), known)}")
+    given = sorted({"max_steps", "num_train_epochs", "output_dir", "push_to_hub"} & set(plan.training))
+    if given:
+        raise ConfigError(f"`training`: `{given[0]}` is not taken; phases have `steps`, the plan has `output_dir`.")
+    settings = {"report_to": [], **OPTIMIZER_SETTINGS, **plan.training, **changes}
+    if not torch.cuda.is_available() and not torch.backends.mps.is_available():
+        settings.setdefault("use_cpu", True)
+    steps = max(phase.steps for phase in plan.phases)
+    try:
+        return MetaPretrainingConfig(output_dir=plan.output_dir, max_steps=steps, **settings)
+    except TypeError as error:
+        raise ConfigError(f"`training`: a value is of the wrong kind: {error}.") from error
+
+
+class Pretraining:
+    """A pre-training under way: its plan, its directory and its record."""
+
+    def __init__(self, plan: Plan, request: Request) -> None:
+        """Take a plan as the request changes it.
+
+        Raises:
+            ConfigError: settings, tokenizer, model or output directory cannot be used.
+        """
+        from hf_xlt.models import ModelSource
+        from hf_xlt.pretraining.encoders import load_tokenizer
+        from hf_xlt.registry import get_strategy
+
+        self.plan, self.request = apply_request(plan, request), request
+        self.config = make_config(self.plan, allow_phase_change=request.allow_phase_change)
+        self.strategy = get_strategy(STRATEGY_NAME)
+        for refusal in self.strategy.refusals:
+            if refusal.applies(self.config):
+                raise ConfigError(refusal.reason)
+        self.folder = Path(self.plan.output_dir)
+        attention = self.plan.attn_implementation
+        self.source = None
+        if isinstance(self.plan.model, str):
+            self.source = ModelSource.find(self.plan.model, attn_implementation=attention)
+        self.tokenizer = load_tokenizer(self.plan.tokenizer or self.plan.model)
+        self.manifest = _read_manifest(self.plan.manifest) if self.plan.manifest else None
+        self._texts: dict[tuple[str, str], Any] = {}
+
+    def load_model(self, folder: Path | None) -> Any:
+        """Load the encoder that pre-training starts from, or the one in a folder."""
+        from hf_xlt.pretraining.encoders import folder_source, load_encoder, new_encoder
+
+        attention, seed = self.plan.attn_implementation, self.config.seed
+        if folder is not None:
+            return load_encoder(folder_source(folder, attention), seed)
+        if self.source is not None:
+            return load_encoder(self.source, seed)
+        return new_encoder(self.plan.model, self.tokenizer, seed, attention)
+
+    def load_text(self, phase: Phase, tokenizer: Any) -> Any:
+        """Read the text of a phase; what two phases share is kept."""
+        from hf_xlt.pretraining.loading import load_phase_text
+        from hf_xlt.pretraining.statistics import tokenizer_hash
+
+        key = (phase.name, tokenizer_hash(tokenizer))
+        if key not in self._texts:
+            self._texts = {
+                key: load_phase_text(
+                    phase,
+                    tokenizer,
+                    seed=self.config.seed,
+                    held_out_share=self.config.held_out_share,
+                    manifest=self.manifest,
+                )
+            }
+        return self._texts[key]
+
+    def describe(self) -> None:
+        """Print what would be done, and read one batch of every phase and language."""
+        model = self.load_model(None)
+        say(f"Encoder    {model.config.model_type}, {model.num_parameters() / 1e6:.1f}M parameters")
+        for phase in self.plan.phases:
+            tokenizer = self._tokenizer_of(phase)
+            text = self.load_text(phase, tokenizer)
+            for line in self._report(phase, text, len(tokenizer)).lines():
+                say(line)
+            say(f"  read: {_try_batches(phase, text, tokenizer, self.config)}")
+        say(f"Output     {self.folder}\nNothing was trained (--dry-run).")
+
+    def _tokenizer_of(self, phase: Phase) -> Any:
+        from hf_xlt.pretraining.encoders import load_tokenizer
+
+        return load_tokenizer(phase.tokenizer) if phase.tokenizer else self.tokenizer
+
+    def _report(self, phase: Phase, text: Any, vocabulary: int) -> Any:
+        from hf_xlt.pretraining.report import report_phase
+
+        return report_phase(phase, text, vocabulary, self.config)
+
+    def go(self) -> Path:
+        """Pre-train; return the output directory.
+
+        Raises:
+            ConfigError: the output directory may not be used.
+            Interrupted: a signal stopped it; a checkpoint is saved.
+        """
+        from hf_xlt.training.interruption import InterruptionFlag
+
+        check_launch(self.config)
+        before = inspect_output(self.folder, resume=self.request.resume, overwrite=self.request.overwrite)
+        if before is not None and before.status == FINISHED and self._all_done():
+            say(f"The pre-training in `{self.folder}` is finished; nothing to resume.")
+            return self.folder
+        if before is not None:
+            self._check_same(before)
+        threads = set_threads(self.plan.threads, self.config.world_size)
+        flag = InterruptionFlag()
+        with flag.listen():
+            return self._go(before, flag, threads)
+
+    def _all_done(self) -> bool:
+        """Say whether every phase of the plan is done; a finished pre-training may be given further ones."""
+        from hf_xlt.training.phases import Ledger
+
+        return len(Ledger.read(self.folder).done) >= len(self.plan.phases)
+
+    def _go(self, before: RunRecord | None, flag: Any, threads: int) -> Path:
+        from hf_xlt.training.phases import run_phases
+
+        started = time.monotonic()
+        model = self.load_model(None)
+        record = before or self._start_record(model, threads)
+        reports = [
+            self._report(phase, self.load_text(phase, self._tokenizer_of(phase)), model.config.vocab_size)
+            for phase in self.plan.phases
+        ]
+        del model
+        for line in [line for report in reports for line in report.lines()]:
+            say(line)
+        if is_first_process():
+            check_space(self.folder, record.model["parameters"], True, self.request.overwrite)
+            claim_output(self.folder, overwrite=self.request.overwrite)
+            # A resumed pre-training may have been given further phases, or other ones to come.
+            record.data = {report.phase.name: _describe(report) for report in reports}
+            record.settings = self._settings()
+            record.write(self.folder)
+        if self.config.world_size > 1:
+            self.config.distributed_state.wait_for_everyone()
+        context = self._context(flag)
+        try:
+            _, ledger = run_phases(context, self.folder, self.request.resume, self.request.only)
+        except Interrupted as error:
+            self._write(record, INTERRUPTED, started)
+            raise Interrupted(f"{error} To resume: {self._resume_command()}") from error
+        record.phases = ledger.done
+        finished = len(ledger.done) == len(self.plan.phases)
+        self._write(record, FINISHED if finished else RUNNING, started)
+        say(f"\nSaved in {self.folder}. Took {record.wall_time_seconds:.0f} s.")
+        if not finished:
+            say(
+                f"Phases done: {', '.join(entry['name'] for entry in ledger.done)}. To go on: {self._resume_command()}"
+            )
+        return self.folder
+
+    def _context(self, flag: Any) -> Any:
+        from hf_xlt.strategies.meta_pretraining.phases import pretraining_phases
+        from hf_xlt.training.phases import RunContext
+
+        phases = pretraining_phases(self.plan.phases, lambda _, phase, tokenizer: self.load_text(phase, tokenizer))
+        return RunContext(
+            strategy=dataclasses.replace(self.strategy, phases=lambda _: phases),
+            config=self.config,
+            task=None,
+            tokenizer=self.tokenizer,
+            load_model=self.load_model,
+            training=None,
+            validation={},
+            source_languages=(),
+            joint={},
+            roles={},
+            compute_metrics=None,
+            flag=flag,
+            load_masked_lm=self.load_model,
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        return {**self.plan.training, "phases": [phase.definition() for phase in self.plan.phases]}
+
+    def _check_same(self, before: RunRecord) -> None:
+        """Refuse to resume with other training arguments; the phases are compared one by one later.
+
+        Raises:
+            ConfigError: an argument that matters to the result differs.
+        """
+        now = self._settings()
+        for name in sorted((set(now) | set(before.settings)) - _FREE_TO_CHANGE):
+            if now.get(name) != before.settings.get(name):
+                raise ConfigError(
+                    f"the pre-training to resume was started with `{name}` {before.settings.get(name)!r}, not "
+                    f"{now.get(name)!r}. Restore it, or start anew in another `--output-dir`."
+                )
+
+    def _start_record(self, model: Any, threads: int) -> RunRecord:
+        from hf_xlt.environment import hardware, versions
+
+        strategy = self.strategy
+        return RunRecord(
+            strategy={
+                "name": strategy.name,
+                "title": strategy.title,
+                "summary": strategy.summary,
+                "notes": strategy.notes,
+                "paper": dataclasses.asdict(strategy.paper),
+            },
+            task=dict(TASK),
+            settings=self._settings(),
+            model={
+                "name": self.source.name if self.source else None,
+                "new": self.plan.model if self.source is None else None,
+                "revision": None,
+                "parameters": model.num_parameters(),
+                "model_type": model.config.model_type,
+            },
+            seeds={"seed": self.config.seed},
+            versions=versions(),
+            hardware=hardware(self.config, threads),
+            command=" ".join(["hf-xlt pretrain", *_shareable(self.request.command)]),
+            created=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        )
+
+    def _write(self, record: RunRecord, status: str, started: float) -> None:
+        record.status = status
+        record.wall_time_seconds = round(record.wall_time_seconds + time.monotonic() - started, 1)
+        if is_first_process():
+            record.write(self.folder)
+
+    def _resume_command(self) -> str:
+        parts = [part for part in self.request.command if part not in ("--resume", "--overwrite")]
+        return f"hf-xlt pretrain {shlex.join(parts)} --resume"
+
+
+def _describe(report: Any) -> dict[str, Any]:
+    from hf_xlt.data.sources import shareable_pattern
+
+    return {
+        "sources": sorted({shareable_pattern(source.text) for source in report.phase.sources}),
+        "tokens": {code: int(size) for code, size in report.sizes.items()},
+        "estimated": sorted(report.estimated),
+        "shares": {code: round(share, 6) for code, share in report.shares.items()},
+        "epochs": {code: round(value, 3) for code, value in report.epochs.items()},
+    }
+
+
+def _shareable(command: Sequence[str]) -> list[str]:
+    return [Path(part).name if "/" in part else part for part in command]
+
+
+def _read_manifest(path: str) -> dict[str, Any]:
+    import json
+
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8"))["languages"]
+        return {entry["code"]: entry for entry in entries}
+    except FileNotFoundError as error:
+        raise ConfigError(f"manifest `{path}` is missing; make one with `hf-xlt lang-stats`.") from error
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ConfigError(f"manifest `{path}` cannot be read: {error}. Make one with `hf-xlt lang-stats`.") from error
+
+
+def _try_batches(phase: Phase, text: Any, tokenizer: Any, config: Any) -> str:
+    """Build one batch of the phase, and one row of every language."""
+    from hf_xlt.pretraining.batches import Layout, PhaseBatches
+    from hf_xlt.pretraining.plan import MLM
+
+    batches = PhaseBatches(
+        phase, text, tokenizer, config.seed, Layout(config.per_device_train_batch_size, config.row_length)
+    )
+    batches.open_streams(0, 1, None)
+    shapes = {name: tuple(value.shape) for name, value in batches.batch(0).items() if hasattr(value, "shape")}
+    if MLM in phase.objectives:
+        for code in batches.shares:
+            batches.row(MLM, code, 0)
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+
+
+def say(text: str) -> None:
+    """Print, from the first process only."""
+    if is_first_process():
+        print(text, flush=True)  # noqa: T201

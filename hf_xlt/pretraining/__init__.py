@@ -1,0 +1,1 @@
+"""Cross-lingual pre-training: text in many languages, its mixture, masking, and the objectives."""

@@ -1,0 +1,87 @@
+"""Saving a folder of files so that a reader sees the old folder or the new one, never half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from hf_xlt.errors import ConfigError, RunError
+from hf_xlt.files import sync_file, sync_folder
+
+
+def check_folder(folder: Path, *, overwrite: bool, known: Iterable[str], what: str) -> None:
+    """Check that a folder may be written; nothing is changed here.
+
+    Args:
+        folder: the output folder, existing or not.
+        overwrite: what is there may be replaced, if it is of the same kind.
+        known: names of the files that such a folder holds, as shell patterns; with any other it is left
+            alone.
+        what: what the folder is to hold, for the message.
+
+    Raises:
+        ConfigError: it is a file, or holds something that may not be replaced.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"`--output-dir {folder}` is a file; give a directory.")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    names = (path.name for path in folder.iterdir())
+    foreign = sorted(name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in known))
+    if foreign:
+        raise ConfigError(
+            f"`{folder}` holds `{foreign[0]}`, which is no part of {what}, so it is left alone; give another "
+            "`--output-dir`."
+        )
+    if not overwrite:
+        raise ConfigError(
+            f"`{folder}` holds {what} already. Add `--overwrite` to replace it, or give another `--output-dir`."
+        )
+
+
+@contextlib.contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Give a new folder to write into; when the block ends without error it takes the place of `folder`.
+
+    It lies beside `folder`, is made durable, and is moved in by renaming. After an error or an interruption it is
+    deleted and `folder` is as it was.
+
+    Raises:
+        RunError: the place cannot be written.
+        OSError: the disk is full.
+    """
+    folder = folder.absolute()
+    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise RunError(f"output directory `{folder}` cannot be used: {error.strerror}. Give another.") from error
+    try:
+        yield part
+        for path in part.rglob("*"):
+            if path.is_file():
+                sync_file(path)
+        sync_folder(part)
+        _exchange(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    sync_folder(folder.parent)
+
+
+def _exchange(part: Path, folder: Path) -> None:
+    if not folder.exists():
+        os.replace(part, folder)
+        return
+    old = part.with_suffix(".old")
+    os.replace(folder, old)
+    try:
+        os.replace(part, folder)
+    except BaseException:
+        os.replace(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

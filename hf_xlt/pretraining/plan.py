@@ -1,0 +1,242 @@
+"""The phases of a pre-training: their text, objectives, length and languages.
+
+Chi et al. 2021 (arXiv 2109.11129, abstract): first a monolingual phase, then a multilingual one. What else is set here
+(objectives, mixture, schedule) the abstract does not say; every choice is a field. The contrastive objective is our
+addition.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_xlt.errors import ConfigError, close_match
+
+MLM, TLM, CONTRASTIVE = "mlm", "tlm", "contrastive"
+OBJECTIVES = (MLM, TLM, CONTRASTIVE)
+ALL_LANGUAGES = "all"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Text of one or more languages.
+
+    Attributes:
+        text: pattern with `{lang}`, file with a language column, or Hub id, as `--text-dataset`.
+        languages: codes to take, or `all`.
+        split: split to read.
+        text_column: column of the text.
+        id_column: column whose equal values mark translations.
+        streaming: read it while training instead of tokenising it before; for text that is too large.
+    """
+
+    text: str
+    languages: tuple[str, ...] = (ALL_LANGUAGES,)
+    split: str = "train"
+    text_column: str = "text"
+    id_column: str = "id"
+    streaming: bool = False
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a pre-training.
+
+    Attributes:
+        name: part of its folder's name; its random streams are keyed by it.
+        steps: updates.
+        sources: its text.
+        objectives: weight in the loss by objective: `mlm`, `tlm`, `contrastive`.
+        learning_rate: peak rate; None takes the config's.
+        alpha: exponent of the language mixture; 1 follows the data, 0 is uniform.
+        floors: least share of single languages (the replay floor against forgetting).
+        tlm_share: share of rows that hold translation pairs when `tlm` is among the objectives.
+        pivot: language to be on one side of `pivot_share` of the translation pairs.
+        pivot_share: that share; 0 leaves it to the mixture.
+        pairs: translation pairs in each contrastive batch of a device; None takes half the rows.
+        pair_length: longest side of a translation pair in tokens.
+        temperature: of the contrastive softmax.
+        masked_share: share of tokens to predict.
+        whole_words: mask whole words.
+        isolated: documents of a row do not attend to each other, and positions restart.
+        tokenizer: directory or Hub id of a new tokenizer at the start of the phase; None keeps the model's.
+        embedding_init: how rows of new pieces start: `overlap`, `random`, or `package.module:function`.
+        embedding_warmup_steps: first updates that train only the embeddings, after a change of tokenizer.
+    """
+
+    name: str
+    steps: int
+    sources: tuple[Source, ...] = ()
+    objectives: Mapping[str, float] = field(default_factory=lambda: {MLM: 1.0})
+    learning_rate: float | None = None
+    alpha: float = 0.7
+    floors: Mapping[str, float] = field(default_factory=dict)
+    tlm_share: float = 0.5
+    pivot: str | None = "en"
+    pivot_share: float = 0.0
+    pairs: int | None = None
+    pair_length: int = 64
+    temperature: float = 0.05
+    masked_share: float = 0.15
+    whole_words: bool = False
+    isolated: bool = False
+    tokenizer: str | None = None
+    embedding_init: str = "overlap"
+    embedding_warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            ConfigError: a value is out of range; all problems are named.
+        """
+        problems = _problems(self)
+        if problems:
+            raise ConfigError(f"phase `{self.name}`: {'; '.join(problems)}.")
+
+    @property
+    def masked(self) -> dict[str, float]:
+        """Weights of the objectives that predict masked tokens."""
+        return {name: weight for name, weight in self.objectives.items() if name in (MLM, TLM)}
+
+    @property
+    def parallel(self) -> bool:
+        """Whether it needs translations."""
+        return TLM in self.objectives or CONTRASTIVE in self.objectives
+
+    def definition(self) -> dict[str, Any]:
+        """Return what identifies the phase, JSON-able; local places of the text are left out."""
+        from hf_xlt.data.sources import shareable_pattern
+
+        values = json.loads(json.dumps(dataclasses.asdict(self)))
+        for source in values["sources"]:
+            source["text"] = shareable_pattern(source["text"])
+        if self.tokenizer is not None:
+            values["tokenizer"] = shareable_pattern(self.tokenizer)
+        return values
+
+    def fingerprint(self) -> str:
+        """Return a hash of the definition."""
+        return hashlib.sha256(json.dumps(self.definition(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _problems(phase: Phase) -> list[str]:
+    problems = []
+    if not phase.name or not phase.name.replace("-", "").replace("_", "").isalnum():
+        problems.append(f"the name {phase.name!r} must be letters, digits, `-` and `_`")
+    if not (isinstance(phase.steps, int) and phase.steps > 0):
+        problems.append(f"`steps` is {phase.steps!r}; a phase needs 1 update or more")
+    unknown = [name for name in phase.objectives if name not in OBJECTIVES]
+    if unknown or not phase.objectives:
+        named = f"unknown objective {unknown[0]!r}" if unknown else "no objective"
+        problems.append(f"{named}; give weights of {', '.join(OBJECTIVES)}")
+    if any(not weight > 0 for weight in phase.objectives.values()):
+        problems.append("every weight of an objective must be above 0; leave the others out")
+    if TLM in phase.objectives and MLM in phase.objectives and not 0 < phase.tlm_share < 1:
+        problems.append(f"`tlm_share` is {phase.tlm_share}; it must lie between 0 and 1")
+    if phase.learning_rate is not None and not phase.learning_rate > 0:
+        problems.append(f"`learning_rate` is {phase.learning_rate}; it must be above 0")
+    if not phase.alpha >= 0:
+        problems.append(f"`alpha` is {phase.alpha}; it must be 0 or more")
+    shares = {"masked_share": phase.masked_share, "temperature": phase.temperature}
+    problems += [f"`{name}` is {value}; it must lie in (0, 1]" for name, value in shares.items() if not 0 < value <= 1]
+    if not 0 <= phase.pivot_share <= 1:
+        problems.append(f"`pivot_share` is {phase.pivot_share}; it must lie in [0, 1]")
+    if phase.pairs is not None and phase.pairs < 2:
+        problems.append(f"`pairs` is {phase.pairs}; in-batch contrast needs 2 or more")
+    if phase.pair_length < 4:
+        problems.append(f"`pair_length` is {phase.pair_length}; give 4 tokens or more")
+    if phase.parallel and any(source.streaming for source in phase.sources):
+        problems.append("tlm and contrastive need text that is not streamed: translations are found by id beforehand")
+    return problems
+
+
+def make_source(value: Any, where: str) -> Source:
+    """Build a source from YAML: a string, or a mapping of the fields of `Source`.
+
+    Raises:
+        ConfigError: a key is unknown, or `text` is missing.
+    """
+    if isinstance(value, str):
+        return Source(value)
+    values = _fields(Source, value, where)
+    if "text" not in values:
+        raise ConfigError(f"{where}: a source needs `text`: a pattern or a Hub id.")
+    if isinstance(values.get("languages"), str):
+        values["languages"] = [code.strip() for code in values["languages"].split(",")]
+    if "languages" in values:
+        values["languages"] = tuple(values["languages"])
+    return Source(**values)
+
+
+def make_phase(value: Any, sources: Sequence[Source]) -> Phase:
+    """Build a phase from a mapping of the fields of `Phase`.
+
+    Args:
+        value: as read from YAML. `objectives` may be a list of names, each with weight 1; `replay_floor` stands for
+            `floors`.
+        sources: what a phase without sources of its own reads.
+
+    Raises:
+        ConfigError: a key is unknown, a value is out of range, or there is no text.
+    """
+    where = f"phase {value.get('name')!r}" if isinstance(value, dict) else "phase"
+    if isinstance(value, dict) and "replay_floor" in value:
+        value = {**value, "floors": value["replay_floor"]}
+        del value["replay_floor"]
+    values = _fields(Phase, value, where)
+    for name in ("name", "steps"):
+        if name not in values:
+            raise ConfigError(f"{where}: `{name}` is missing.")
+    own = values.get("sources")
+    own = [own] if isinstance(own, (str, dict)) else own
+    values["sources"] = tuple(make_source(entry, where) for entry in own) if own else tuple(sources)
+    if not values["sources"]:
+        raise ConfigError(f"{where} has no text: give `sources`, in the phase or for all phases.")
+    if isinstance(values.get("objectives"), str):
+        values["objectives"] = values["objectives"].replace("+", " ").replace(",", " ").split()
+    if isinstance(values.get("objectives"), list):
+        values["objectives"] = dict.fromkeys(values["objectives"], 1.0)
+    try:
+        return Phase(**values)
+    except TypeError as error:
+        raise ConfigError(f"{where}: a value is of the wrong kind: {error}.") from error
+
+
+def _fields(cls: type, value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: expected a mapping, got {value!r}.")
+    known = [entry.name for entry in dataclasses.fields(cls)]
+    unknown = [key for key in value if key not in known]
+    if unknown:
+        raise ConfigError(f"{where}: unknown key {unknown[0]!r}.{close_match(str(unknown[0]), known)}")
+    return dict(value)
+
+
+def split_budget(phases: Sequence[Phase], total_steps: int, meta_fraction: float) -> list[Phase]:
+    """Divide a budget between two phases: T1 = f T and T2 = T - T1 (section 2.2 of our specification).
+
+    Args:
+        phases: the monolingual phase and the multilingual one.
+        total_steps: T, updates in all.
+        meta_fraction: f in [0, 1]; 0 leaves the first phase out (the single-phase baseline), 1 the second.
+
+    Returns:
+        The phases that have steps.
+
+    Raises:
+        ConfigError: there are not two phases, or a value is out of range.
+    """
+    if len(phases) != 2:
+        raise ConfigError(f"`--meta-fraction` divides a budget between 2 phases; this plan has {len(phases)}.")
+    if total_steps < 1 or not 0 <= meta_fraction <= 1:
+        raise ConfigError(
+            f"`--total-steps` is {total_steps} and `--meta-fraction` {meta_fraction}; give 1 or more, and 0 to 1."
+        )
+    first = round(meta_fraction * total_steps)
+    budgets = (first, total_steps - first)
+    return [dataclasses.replace(phase, steps=steps) for phase, steps in zip(phases, budgets, strict=True) if steps]

@@ -1,0 +1,112 @@
+"""The phases of a pre-training as phases of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import SchedulerType
+from transformers.trainer_utils import IntervalStrategy
+
+from hf_xlt.pretraining.batches import PhaseText
+from hf_xlt.pretraining.plan import Phase
+from hf_xlt.strategies.meta_pretraining.config import OPTIMIZER_SETTINGS, two_phases
+from hf_xlt.strategies.meta_pretraining.trainer import MetaPretrainingTrainer
+from hf_xlt.training.phases import RunContext, RunPhase, single_phase
+from hf_xlt.training.trainer import XLTTrainer
+
+FINETUNE = "finetune"
+TextLoader = Callable[[Phase, Any], PhaseText]
+
+
+def pretraining_phases(
+    phases: Sequence[Phase], load_text: Callable[[RunContext, Phase, Any], PhaseText], **changes: Any
+) -> list[RunPhase]:
+    """Make phases of a run out of phases of a pre-training.
+
+    Args:
+        phases: in order.
+        load_text: returns the text of a phase, tokenised with the tokenizer that is its last argument.
+        **changes: config fields that differ from the run's.
+    """
+    made, before = [], 0
+    for index, phase in enumerate(phases):
+        made.append(_run_phase(phase, index, before, load_text, changes))
+        before += phase.steps
+    return made
+
+
+def _run_phase(
+    phase: Phase,
+    index: int,
+    steps_before: int,
+    load_text: Callable[[RunContext, Phase, Any], PhaseText],
+    changes: dict[str, Any],
+) -> RunPhase:
+    def build(context: RunContext, folder: Path, previous: Path | None) -> MetaPretrainingTrainer:
+        settings = {"max_steps": phase.steps, **changes}
+        if phase.learning_rate is not None:
+            settings["learning_rate"] = phase.learning_rate
+        config = context.config_for(folder, **settings)
+        model, tokenizer = context.load_masked_lm(previous), context.tokenizer_of(previous)
+        if phase.tokenizer is not None:
+            model, tokenizer = _change_vocabulary(model, tokenizer, phase, config.seed)
+        text = load_text(context, phase, tokenizer)
+        return context.build_trainer(
+            MetaPretrainingTrainer,
+            config,
+            model,
+            phase=phase,
+            text=text,
+            phase_index=index,
+            steps_before=steps_before,
+            train_dataset=None,
+            eval_dataset=None,
+            data_collator=None,
+            compute_metrics=None,
+            processing_class=tokenizer,
+            source_languages=(),
+            joint_datasets=None,
+            role_datasets=None,
+        )
+
+    return RunPhase(phase.name, build, phase.fingerprint())
+
+
+def _change_vocabulary(model: Any, tokenizer: Any, phase: Phase, seed: int) -> tuple[Any, Any]:
+    from hf_xlt.pretraining.encoders import load_tokenizer
+    from hf_xlt.pretraining.vocabulary import find_init, swap_vocabulary
+
+    new = load_tokenizer(phase.tokenizer)
+    report = swap_vocabulary(model, tokenizer, new, find_init(phase.embedding_init), seed)
+    print(f"Phase {phase.name}: {report.line()}", flush=True)  # noqa: T201
+    return model, new
+
+
+def task_phases(config: Any) -> list[RunPhase]:
+    """Return the phases of `--strategy meta-pretrain`: monolingual, multilingual, then fine-tuning on the task.
+
+    The text is that of the role `text`; which languages it has is known only when a phase is built.
+    """
+
+    def load_text(context: RunContext, phase: Phase, tokenizer: Any) -> PhaseText:
+        from hf_xlt.pretraining.loading import corpora_of_tables, phase_text
+
+        tables = context.roles["text"]
+        # Resolved now, against the text that is there.
+        resolved = next(known for known in two_phases(config, tuple(sorted(tables))) if known.name == phase.name)
+        corpora = corpora_of_tables(tables, tokenizer, resolved)
+        return phase_text(corpora, config.seed, config.held_out_share)
+
+    settings: dict[str, Any] = {
+        **OPTIMIZER_SETTINGS,
+        "lr_scheduler_type": SchedulerType(OPTIMIZER_SETTINGS["lr_scheduler_type"]),
+        "per_device_train_batch_size": config.pretraining_batch_size,
+        "gradient_accumulation_steps": 1,
+        "eval_strategy": IntervalStrategy.NO,
+        "load_best_model_at_end": False,
+        "label_smoothing_factor": 0.0,
+    }
+    phases = two_phases(config, (config.meta_language, "all"))
+    return [*pretraining_phases(phases, load_text, **settings), RunPhase(FINETUNE, single_phase(XLTTrainer))]
