@@ -42,6 +42,8 @@ style: $(STAMP)  ## mend what can be mended
 
 benchmarks: $(STAMP)  ## cost of a step against the arithmetic
 	$(BIN)/python benchmarks/robust_step.py
+	$(BIN)/python benchmarks/pretraining_step.py
+	$(BIN)/python benchmarks/pretraining_throughput.py
 
 examples: $(STAMP)  ## a few updates of every example
 	for file in examples/*.yaml; do $(BIN)/hf-xlt run --config $$file --max-steps 2 --no-floor --output-dir runs/examples/$$(basename $$file .yaml) --overwrite || exit 1; done

@@ -5,7 +5,7 @@ as transformers' `run_mlm.py` does it. Ours: rows masked by keyed draws, and the
 collate in the process, clip gradients to 1 and step a fused AdamW; the same model, rows and autocast.
 
 Wall ratios are medians over rounds; every round times both, in alternating order, so that a noisy machine hits both
-alike. On a shared machine threads wait for each other; the ratio by processor time, with one thread, is steadier there.
+alike. On a shared machine threads wait for each other; the ratio by processor time, with one thread, is steadier.
 FLOPs are counted with eager attention, so that nothing is hidden in a fused kernel. Peak memory is the highest sum of
 the CPU allocator's events over one step (`torch.profiler`, `profile_memory`), in a process where weights exist and
 gradients do not; "activations" leaves out the gradients of the weights, which live on after the step.
@@ -260,8 +260,8 @@ def main(argv: list[str] | None = None) -> int:
         f"{options.intermediate}, vocabulary {options.vocabulary}, length {options.length}, batch {options.batch}, "
         f"{options.dtype}, dropout 0.1, attention {options.attention} (timed) and eager (counted), fused AdamW, CPU, "
         f"threads {options.threads}, torch {torch.__version__}, transformers {transformers.__version__}; peer: "
-        f"Trainer and DataCollatorForLanguageModeling; {options.repeats} rounds of {options.steps_per_round} steps; memory at "
-        f"vocabulary {options.memory_vocabulary}, batch {options.memory_batch}"
+        f"Trainer and DataCollatorForLanguageModeling; {options.repeats} rounds of {options.steps_per_round} steps; "
+        f"memory at vocabulary {options.memory_vocabulary}, batch {options.memory_batch}"
     )
     with tempfile.TemporaryDirectory() as options.folder:
         good = report_speed(options)

@@ -1,4 +1,4 @@
-"""`hf-xlt card`: render a run's model card from its record, or check the one that is there."""
+"""`hf-xlt card`: render the model card of a run or a pre-training from its record, or check the one that is there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def register(app: typer.Typer) -> None:
 
     @app.command("card")
     def card(
-        run: str = typer.Argument(..., help="Output directory of a run."),
+        run: str = typer.Argument(..., help="Output directory of a run or a pre-training."),
         check: bool = typer.Option(False, "--check", help="Check the card that is there, and write nothing."),
         output: str = typer.Option(None, help="File to write instead of README.md in the run's directory."),
         overwrite: bool = typer.Option(False, "--overwrite", help="Replace a card that was edited by hand."),

@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
     @app.command("push")
     def push(
-        run: str = typer.Argument(..., help="Output directory of a finished run."),
+        run: str = typer.Argument(..., help="Output directory of a finished run or pre-training."),
         repo_id: str = typer.Argument(..., metavar="USER/NAME", help="Repository on the Hub; created if missing."),
         private: bool = typer.Option(
             None, "--private/--no-private", help="Visibility of a new repository. Default: the Hub's."

@@ -58,7 +58,8 @@ class ModelArguments:
     model: str | None = field(
         default=None,
         metadata={
-            "help": "Encoder: Hub id, directory, `embedded` for the small multilingual one in this package, or `embedded-phrases` for the tiny one of the demo task."
+            "help": "Encoder: Hub id, directory, `embedded` for the small multilingual one in this package, or "
+            "`embedded-phrases` for the tiny one of the demo task."
         },
     )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})

@@ -16,7 +16,7 @@ from hf_xlt.preparation import Prepared
 from hf_xlt.record import RunRecord
 
 # Not settings of the result: where things lie, what is shown, who is asked.
-_HIDDEN = frozenset(
+HIDDEN = frozenset(
     "output_dir logging_dir run_name config resume overwrite dry_run traceback hub_token hub_model_id hub_revision "
     "push_to_hub hub_strategy hub_private_repo hub_always_push resume_from_checkpoint deepspeed project "
     "trackio_space_id report_to disable_tqdm log_level log_level_replica logging_dir local_rank floor threads use_cpu "
@@ -53,7 +53,7 @@ def start_record(
             "metric": task.metric,
         },
         arguments=resolved(arguments),
-        settings=shareable_arguments(non_default(arguments), _HIDDEN),
+        settings=shareable_arguments(non_default(arguments), HIDDEN),
         model={"name": prepared.model.name, "revision": arguments.model.model_revision, **prepared.model.license()},
         data=describe_data(plan),
         languages=describe_languages(plan),
@@ -74,7 +74,7 @@ def resolved(arguments: Arguments) -> dict[str, Any]:
     """Return every shareable resolved argument by name."""
     groups = (arguments.run, arguments.model, arguments.data, arguments.config)
     values = {entry.name: getattr(group, entry.name) for group in groups for entry in dataclasses.fields(group)}
-    return shareable_arguments(values, _HIDDEN)
+    return shareable_arguments(values, HIDDEN)
 
 
 def describe_data(plan: DataPlan) -> dict[str, Any]:

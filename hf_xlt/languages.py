@@ -75,3 +75,8 @@ def english_name(code: str) -> str:
     """Return the English name of a language, or its code where none is known."""
     base = iso_code(code)
     return _NAMES.get(base) or _english_names().get(base, code)
+
+
+def describe_language(code: str) -> dict[str, str]:
+    """Return a language as records have it: `code` of the data, `iso`, and English `name`."""
+    return {"code": code, "iso": iso_code(code), "name": english_name(code)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import shlex
 import time
 from collections.abc import Sequence
@@ -18,13 +17,10 @@ from hf_xlt.pretraining.plan import Phase, split_budget
 from hf_xlt.pretraining.plan_file import Plan
 from hf_xlt.record import FINISHED, INTERRUPTED, RUNNING, RunRecord
 
-STRATEGY_NAME = "meta-pretrain"
-TASK = {"name": "fill-mask", "pipeline_tag": "fill-mask", "auto_model": "AutoModelForMaskedLM", "metric": "loss"}
-
 # Arguments that leave the weights as they would be.
 _FREE_TO_CHANGE = frozenset(
-    "phases logging_steps logging_strategy save_steps save_strategy save_total_limit disable_tqdm report_to epoch_limit "
-    "dataloader_num_workers dataloader_prefetch_factor strict_resume eval_strategy eval_steps".split()
+    "phases logging_steps logging_strategy save_steps save_strategy save_total_limit disable_tqdm report_to "
+    "epoch_limit dataloader_num_workers dataloader_prefetch_factor strict_resume eval_strategy eval_steps".split()
 )
 
 
@@ -118,11 +114,11 @@ class Pretraining:
         """
         from hf_xlt.models import ModelSource
         from hf_xlt.pretraining.encoders import load_tokenizer
-        from hf_xlt.registry import get_strategy
+        from hf_xlt.strategies.meta_pretraining import STRATEGY
 
         self.plan, self.request = apply_request(plan, request), request
         self.config = make_config(self.plan, allow_phase_change=request.allow_phase_change)
-        self.strategy = get_strategy(STRATEGY_NAME)
+        self.strategy = STRATEGY
         for refusal in self.strategy.refusals:
             if refusal.applies(self.config):
                 raise ConfigError(refusal.reason)
@@ -214,6 +210,7 @@ class Pretraining:
         return len(Ledger.read(self.folder).done) >= len(self.plan.phases)
 
     def _go(self, before: RunRecord | None, flag: Any, threads: int) -> Path:
+        from hf_xlt.pretraining.recording import describe_languages, describe_phase
         from hf_xlt.training.phases import run_phases
 
         started = time.monotonic()
@@ -230,26 +227,46 @@ class Pretraining:
             check_space(self.folder, record.model["parameters"], True, self.request.overwrite)
             claim_output(self.folder, overwrite=self.request.overwrite)
             # A resumed pre-training may have been given further phases, or other ones to come.
-            record.data = {report.phase.name: _describe(report) for report in reports}
+            record.data = {report.phase.name: describe_phase(report) for report in reports}
+            record.languages = {"text": describe_languages(record.data)}
             record.settings = self._settings()
             record.write(self.folder)
         if self.config.world_size > 1:
             self.config.distributed_state.wait_for_everyone()
         context = self._context(flag)
         try:
-            _, ledger = run_phases(context, self.folder, self.request.resume, self.request.only)
+            trainer, ledger = run_phases(context, self.folder, self.request.resume, self.request.only)
         except Interrupted as error:
             self._write(record, INTERRUPTED, started)
             raise Interrupted(f"{error} To resume: {self._resume_command()}") from error
         record.phases = ledger.done
+        if trainer is not None:
+            # A new tokenizer changes the number of rows of the embeddings.
+            record.model["parameters"] = trainer.bare_model().num_parameters()
         finished = len(ledger.done) == len(self.plan.phases)
         self._write(record, FINISHED if finished else RUNNING, started)
+        if finished:
+            self._write_card(record)
         say(f"\nSaved in {self.folder}. Took {record.wall_time_seconds:.0f} s.")
-        if not finished:
+        if finished:
+            say(f"Next: hf-xlt push {self.folder} USER/NAME")
+        else:
             say(
                 f"Phases done: {', '.join(entry['name'] for entry in ledger.done)}. To go on: {self._resume_command()}"
             )
         return self.folder
+
+    def _write_card(self, record: RunRecord) -> None:
+        from hf_xlt.files import write_text
+        from hf_xlt.model_cards.card import CARD_NAME, is_generated, render
+
+        path = self.folder / CARD_NAME
+        if not is_first_process():
+            return
+        if path.is_file() and not is_generated(path.read_text(encoding="utf-8")):
+            say(f"Note: {CARD_NAME} was edited by hand and is left alone; `hf-xlt card --overwrite` renders it anew.")
+            return
+        write_text(path, render(record))
 
     def _context(self, flag: Any) -> Any:
         from hf_xlt.strategies.meta_pretraining.phases import pretraining_phases
@@ -273,7 +290,9 @@ class Pretraining:
         )
 
     def _settings(self) -> dict[str, Any]:
-        return {**self.plan.training, "phases": [phase.definition() for phase in self.plan.phases]}
+        from hf_xlt.pretraining.recording import settings
+
+        return settings(self.plan)
 
     def _check_same(self, before: RunRecord) -> None:
         """Refuse to resume with other training arguments; the phases are compared one by one later.
@@ -290,32 +309,9 @@ class Pretraining:
                 )
 
     def _start_record(self, model: Any, threads: int) -> RunRecord:
-        from hf_xlt.environment import hardware, versions
+        from hf_xlt.pretraining.recording import start_record
 
-        strategy = self.strategy
-        return RunRecord(
-            strategy={
-                "name": strategy.name,
-                "title": strategy.title,
-                "summary": strategy.summary,
-                "notes": strategy.notes,
-                "paper": dataclasses.asdict(strategy.paper),
-            },
-            task=dict(TASK),
-            settings=self._settings(),
-            model={
-                "name": self.source.name if self.source else None,
-                "new": self.plan.model if self.source is None else None,
-                "revision": None,
-                "parameters": model.num_parameters(),
-                "model_type": model.config.model_type,
-            },
-            seeds={"seed": self.config.seed},
-            versions=versions(),
-            hardware=hardware(self.config, threads),
-            command=" ".join(["hf-xlt pretrain", *_shareable(self.request.command)]),
-            created=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        )
+        return start_record(self.plan, self.config, self.strategy, self.source, model, threads, self.request.command)
 
     def _write(self, record: RunRecord, status: str, started: float) -> None:
         record.status = status
@@ -326,22 +322,6 @@ class Pretraining:
     def _resume_command(self) -> str:
         parts = [part for part in self.request.command if part not in ("--resume", "--overwrite")]
         return f"hf-xlt pretrain {shlex.join(parts)} --resume"
-
-
-def _describe(report: Any) -> dict[str, Any]:
-    from hf_xlt.data.sources import shareable_pattern
-
-    return {
-        "sources": sorted({shareable_pattern(source.text) for source in report.phase.sources}),
-        "tokens": {code: int(size) for code, size in report.sizes.items()},
-        "estimated": sorted(report.estimated),
-        "shares": {code: round(share, 6) for code, share in report.shares.items()},
-        "epochs": {code: round(value, 3) for code, value in report.epochs.items()},
-    }
-
-
-def _shareable(command: Sequence[str]) -> list[str]:
-    return [Path(part).name if "/" in part else part for part in command]
 
 
 def _read_manifest(path: str) -> dict[str, Any]:

@@ -5,14 +5,15 @@ What the record does not hold the card does not say; unknown facts are left out.
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
 import re
 from typing import Any
 
+from hf_xlt.model_cards import pretraining
 from hf_xlt.model_cards.checks import check
 from hf_xlt.model_cards.metadata import base_model, build, metric_words, model_name
+from hf_xlt.model_cards.text import example, facts, listed, plain_name, table_cell
 from hf_xlt.record import LAST_CHECKPOINT, RunRecord
 from hf_xlt.results import SOURCE, TARGET, markdown, percent
 
@@ -26,7 +27,6 @@ _SIGNED = re.compile(r"(.*)" + re.escape(_SIGNATURE).replace(r"\{digest\}", "([0
 
 # Tasks for which transformers has a pipeline, with the name that the snippet gives it.
 _PIPELINES = {"text-classification": "classify", "token-classification": "tag"}
-_EXAMPLE_DATE = datetime.date(2026, 1, 5)
 
 
 def render(record: RunRecord, repo_id: str | None = None) -> str:
@@ -49,22 +49,30 @@ def render(record: RunRecord, repo_id: str | None = None) -> str:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    text = environment.get_template(TEMPLATE_NAME).render(
-        metadata=build(record, repo_id).to_yaml(line_break="\n"),
-        title=model_name(record, repo_id),
-        record=record,
-        introduction=_introduction(record),
-        results=_results(record),
-        settings=_settings(record),
-        snippet=snippet(record, repo_id or "."),
-        is_local=repo_id is None,
-        names_local=_names_local(record),
-        facts=_facts(record),
-        data=_data(record),
-        limits=_limits(record),
-    )
+    if pretraining.is_pretraining(record):
+        template, values = pretraining.TEMPLATE_NAME, pretraining.describe(record, repo_id)
+    else:
+        template, values = TEMPLATE_NAME, _describe(record, repo_id)
+    text = environment.get_template(template).render(record=record, **values)
     text = re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n\n"
     return text + _SIGNATURE.format(digest=_digest(text))
+
+
+def _describe(record: RunRecord, repo_id: str | None) -> dict[str, Any]:
+    """Return what the template of a run with a task says beside the record."""
+    return {
+        "metadata": build(record, repo_id).to_yaml(line_break="\n"),
+        "title": model_name(record, repo_id),
+        "introduction": _introduction(record),
+        "results": _results(record),
+        "settings": _settings(record),
+        "snippet": snippet(record, repo_id or "."),
+        "is_local": repo_id is None,
+        "names_local": _names_local(record),
+        "facts": facts(record, "training and scoring"),
+        "data": _data(record),
+        "limits": _limits(record),
+    }
 
 
 def is_generated(text: str) -> bool:
@@ -80,13 +88,13 @@ def _digest(text: str) -> str:
 def _introduction(record: RunRecord) -> str:
     """Say in plain words what the model is."""
     base, task = base_model(record), metric_words(record.task["name"]).replace("-", " ")
-    start = f"[{base}](https://huggingface.co/{base})" if base else _plain_name(record)
+    start = f"[{base}](https://huggingface.co/{base})" if base else plain_name(record)
     sources, targets = _names(record, "source"), _names(record, "target")
-    text = f"{start}, trained for {task} on labelled examples in {_listed(sources)}"
+    text = f"{start}, trained for {task} on labelled examples in {listed(sources)}"
     if not targets:
         return f"{text}."
     text += f", for use in {'another language' if len(targets) == 1 else f'{len(targets)} other languages'}"
-    text += f": {_listed(targets)}."
+    text += f": {listed(targets)}."
     if record.few_shot:
         return f"{text} It also saw {_shots(record)}."
     taught = {language["code"] for language in record.languages.get("auxiliary", [])}
@@ -95,19 +103,8 @@ def _introduction(record: RunRecord) -> str:
     return f"{text} This training used no labelled example in any of them."
 
 
-def _plain_name(record: RunRecord) -> str:
-    if record.model.get("name"):
-        return f"`{record.model['name']}`"
-    kind = record.model.get("model_type")
-    return f"An encoder of type `{kind}`" if kind else "An encoder"
-
-
 def _names(record: RunRecord, role: str) -> list[str]:
     return [language["name"] for language in record.languages.get(role, [])]
-
-
-def _listed(names: list[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def _shots(record: RunRecord) -> str:
@@ -120,7 +117,7 @@ def _results(record: RunRecord) -> dict[str, Any] | None:
     if scores is None:
         return None
     return {
-        "table": markdown([[_cell(cell) for cell in row] for row in scores.table(floor)]),
+        "table": markdown([[table_cell(cell) for cell in row] for row in scores.table(floor)]),
         "summary": [" ".join(line.split()) for line in scores.summary_lines(floor)],
         "metric": metric_words(scores.metric),
         "has_floor": floor is not None,
@@ -145,7 +142,7 @@ def _settings(record: RunRecord) -> list[tuple[str, str]]:
     rows += [
         (f"`{name}`", _value(value)) for name, value in record.settings.items() if name not in ("strategy", "seed")
     ]
-    return [(name, _cell(value)) for name, value in rows if value]
+    return [(name, table_cell(value)) for name, value in rows if value]
 
 
 def _coded(record: RunRecord, role: str) -> str:
@@ -178,11 +175,6 @@ def _value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _cell(text: str) -> str:
-    """Keep a text within one cell of a Markdown table."""
-    return " ".join(text.split()).replace("|", "\\|")
-
-
 def snippet(record: RunRecord, name: str) -> str:
     """Return Python code that loads the model and applies it to a text in a target language.
 
@@ -191,7 +183,7 @@ def snippet(record: RunRecord, name: str) -> str:
         name: Hub id, or a folder.
     """
     auto, task = record.task["auto_model"], record.task.get("pipeline_tag")
-    text, language = _example(record)
+    text, _, language = example([*record.languages.get("target", []), *record.languages.get("source", [])])
     load = [
         f"name = {json.dumps(name)}",
         "tokenizer = AutoTokenizer.from_pretrained(name)",
@@ -210,42 +202,6 @@ def snippet(record: RunRecord, name: str) -> str:
     return "\n".join([f"from transformers import {auto}, AutoTokenizer", "", *load, *use])
 
 
-def _example(record: RunRecord) -> tuple[str, str]:
-    """Return a text in the first language that CLDR can write a date in, targets first, and the language's name."""
-    from babel import Locale, UnknownLocaleError
-    from babel.dates import format_date
-
-    for language in (*record.languages.get("target", []), *record.languages.get("source", [])):
-        try:
-            locale = Locale.parse(language["iso"])
-        except (UnknownLocaleError, ValueError):
-            continue
-        return format_date(_EXAMPLE_DATE, "full", locale=locale), language["name"]
-    return format_date(_EXAMPLE_DATE, "full", locale="en"), "English"
-
-
-def _facts(record: RunRecord) -> list[tuple[str, str]]:
-    """Return what reproducing the run takes, as rows of name and value."""
-    hardware = record.hardware
-    processes, threads = hardware.get("processes"), hardware.get("threads")
-    device = ", ".join(filter(None, [hardware.get("device"), hardware.get("processor")]))
-    if processes and threads:
-        device += f"; {processes} process{'es' * (processes > 1)} with {threads} thread{'s' * (threads > 1)}"
-    parameters = record.model.get("parameters")
-    phases = [f"{phase['name']}: {phase['updates']:,} updates" for phase in record.phases if "updates" in phase]
-    rows = [
-        ("Parameters", f"{parameters:,}" if parameters else ""),
-        ("Base model revision", record.model.get("revision") or ""),
-        ("Labels", ", ".join(record.labels)),
-        ("Training", "; ".join(phases)),
-        ("Time", f"{record.wall_time_seconds:,.0f} s for training and scoring" if record.wall_time_seconds else ""),
-        ("Hardware", device),
-        ("Versions", ", ".join(f"{package} {version}" for package, version in record.versions.items())),
-        ("Date", record.created),
-    ]
-    return [(name, _cell(value)) for name, value in rows if value]
-
-
 def _names_local(record: RunRecord) -> bool:
     """Say whether the command names files or folders that lay on the machine of the run."""
     sources = (source for entry in record.data.values() for source in entry.get("sources") or ())
@@ -259,7 +215,7 @@ def _data(record: RunRecord) -> str:
         for language, count in (entry.get("examples") or {}).items():
             fingerprint = (entry.get("fingerprints") or {}).get(language, "")
             cells = [role, language, ", ".join(entry.get("sources") or ()), entry.get("split") or ""]
-            rows.append([_cell(cell) for cell in cells] + [f"{count:,}", fingerprint[:16]])
+            rows.append([table_cell(cell) for cell in cells] + [f"{count:,}", fingerprint[:16]])
     return markdown(rows) if len(rows) > 1 else ""
 
 
@@ -281,7 +237,7 @@ def _limits(record: RunRecord) -> list[str]:
         if language["code"] not in scored
     ]
     if missing:
-        limits.append(f"Not evaluated in {_listed(missing)}.")
+        limits.append(f"Not evaluated in {listed(missing)}.")
     if scores.worst_language is not None and len(scores.of_role(TARGET)) > 1:
         worst = scores.worst_language
         name = next((x["name"] for x in record.languages.get("target", []) if x["code"] == worst), worst)

@@ -6,6 +6,7 @@ Sent are ISO codes, Hub ids and figures of the record; what is unknown is left o
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_xlt.record import RunRecord
@@ -71,12 +72,13 @@ def metric_words(metric: str) -> str:
     return metric.replace("_", " ")
 
 
-def build(record: RunRecord, repo_id: str | None) -> ModelCardData:
+def build(record: RunRecord, repo_id: str | None, more_tags: Sequence[str] = ()) -> ModelCardData:
     """Build the header.
 
     Args:
         record: a run.
         repo_id: where the model will be on the Hub, or None.
+        more_tags: tags beside the package, the field and the strategy.
 
     Returns:
         Metadata that the Hub's own check accepts.
@@ -92,7 +94,7 @@ def build(record: RunRecord, repo_id: str | None) -> ModelCardData:
         base_model=base_model(record),
         datasets=data_sets(record) or None,
         metrics=list(dict.fromkeys(types)) or None,
-        tags=["hf_xlt", "cross-lingual-transfer", record.strategy["name"]],
+        tags=["hf_xlt", "cross-lingual-transfer", record.strategy["name"], *more_tags],
         # Without results the name would become a field of its own, which the Hub does not know.
         model_name=model_name(record, repo_id) if results else None,
         eval_results=results or None,

@@ -43,6 +43,8 @@ def make_context(
     def load_model(previous: Path | None) -> BertForSequenceClassification:
         if previous is None:
             return make_model(**architecture)
+        # A new head comes from the global generator, wherever the phase before left it.
+        set_seed(0)
         return BertForSequenceClassification.from_pretrained(previous)
 
     def load_masked_lm(previous: Path | None) -> BertForMaskedLM:

@@ -166,3 +166,97 @@ def make_run(folder: Path, record: RunRecord | None = None) -> Path:
     record.write(folder)
     (folder / "README.md").write_text(render(record), encoding="utf-8")
     return folder
+
+
+PRETRAINING_PAPER = {
+    "title": "Cross-Lingual Language Model Meta-Pretraining",
+    "authors": "Zewen Chi, Heyan Huang, Luyang Liu, Yu Bai, Xian-Ling Mao",
+    "venue": "arXiv 2109.11129, 2021",
+    "url": "https://arxiv.org/abs/2109.11129",
+    "bibtex": "@article{chi-etal-2021-meta-pretraining,\n  title = {Cross-Lingual Language Model Meta-Pretraining},\n"
+    "  year = {2021},\n}",
+}
+
+
+def make_pretraining_phases() -> list[Any]:
+    """One language, then three, the last of them from the Hub."""
+    from hf_xlt.pretraining.plan import Phase, Source
+
+    english, many = Source("text/{lang}.jsonl", ("en",)), Source("text/{lang}.jsonl", ("en", "de"))
+    quechua = Source("org/quechua:{lang}", ("quy",), streaming=True)
+    return [
+        Phase("meta", 500, (english,), learning_rate=1e-3),
+        Phase("cross", 1500, (many, quechua), {"mlm": 1.0}, alpha=0.4, floors={"en": 0.1}, whole_words=True),
+    ]
+
+
+def make_pretraining_record(**changes: Any) -> RunRecord:
+    """A finished pre-training from random weights: English, then English, German and Ayacucho Quechua."""
+    local = {"sources": ["text/{lang}.jsonl"], "hub_ids": [], "estimated": [], "row_tokens": 2_032_000}
+    values: dict[str, Any] = {
+        "strategy": {
+            "name": "meta-pretrain",
+            "title": "Meta-pretraining",
+            "summary": "Pre-train on unlabelled text in two phases, and fine-tune on the source.",
+            "notes": "From the abstract: the paper's two phases. All else is our choice.",
+            "paper": PRETRAINING_PAPER,
+        },
+        "task": {
+            "name": "fill-mask",
+            "pipeline_tag": "fill-mask",
+            "auto_model": "AutoModelForMaskedLM",
+            "metric": "loss",
+        },
+        "arguments": {
+            "per_device_train_batch_size": 32,
+            "gradient_accumulation_steps": 1,
+            "row_length": 128,
+            "learning_rate": 5e-4,
+            "lr_scheduler_type": "linear",
+            "warmup_steps": 0.06,
+            "weight_decay": 0.01,
+            "adam_beta2": 0.98,
+            "adam_epsilon": 1e-6,
+            "attn_implementation": "eager",
+        },
+        "settings": {
+            "learning_rate": 5e-4,
+            "per_device_train_batch_size": 32,
+            "held_out_share": 0.005,
+            "disable_tqdm": True,
+            "phases": [phase.definition() for phase in make_pretraining_phases()],
+        },
+        "model": {
+            "name": None,
+            "new": {"model_type": "modernbert", "hidden_size": 128, "num_hidden_layers": 2},
+            "revision": None,
+            "parameters": 1_234_567,
+            "model_type": "modernbert",
+            "tokenizer": "tokenizer",
+        },
+        "data": {
+            "meta": {**local, "tokens": {"en": 5_000_000}, "shares": {"en": 1.0}, "epochs": {"en": 0.406}},
+            "cross": {
+                "sources": ["org/quechua:{lang}", "text/{lang}.jsonl"],
+                "hub_ids": ["org/quechua"],
+                "estimated": ["quy"],
+                "row_tokens": 6_096_000,
+                "tokens": {"en": 5_000_000, "de": 2_500_000, "quy": 90_000},
+                "shares": {"en": 0.4819, "de": 0.3652, "quy": 0.1529},
+                "epochs": {"en": 0.588, "de": 0.891, "quy": 10.356},
+            },
+        },
+        "languages": {"text": named("en", "de", "quy")},
+        "seeds": {"seed": 3},
+        "phases": [
+            {"name": "meta", "updates": 500, "seconds": 210.5},
+            {"name": "cross", "updates": 1500, "seconds": 640.0},
+        ],
+        "versions": {"hf_xlt": "0.1.0", "python": "3.11.9", "torch": "2.13.0", "transformers": "5.23.0"},
+        "hardware": {"device": "CPU", "processor": "x86_64, 2 logical cores", "processes": 1, "threads": 2},
+        "wall_time_seconds": 870.0,
+        "command": "hf-xlt pretrain --config plan.yaml --seed 3",
+        "status": FINISHED,
+        "created": "2026-03-01",
+    }
+    return RunRecord(**{**values, **changes})

@@ -108,7 +108,9 @@ def test_killed_during_a_save(name, point, whole, tmp_path):
         original, calls = getattr(owner, attribute), []
 
         def deadly(*args, **kwargs):
-            calls.append(1)
+            # Only checkpoints are rotated away; other folders are deleted too.
+            if attribute != "rmtree" or Path(args[0]).name.startswith("checkpoint-"):
+                calls.append(1)
             if len(calls) == 3:
                 if attribute == "rmtree":
                     # Half deleted: the seal is gone already, and so is one file.

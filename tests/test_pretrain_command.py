@@ -243,7 +243,7 @@ def test_a_phase_may_change_the_tokenizer(world, tmp_path):
     }
     new = type(TOKENIZER)(
         tokenizer_object=Tokenizer.from_str(json.dumps(spec)),
-        **{name: value for name, value in TOKENIZER.special_tokens_map.items()},
+        **TOKENIZER.special_tokens_map,
     )
     new.save_pretrained(tmp_path / "new")
     phases = [

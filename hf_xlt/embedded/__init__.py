@@ -1,8 +1,8 @@
 """The default of a run that names neither model nor data: phrases from CLDR and a small multilingual encoder.
 
-The task is generated at run time from the Unicode CLDR data inside `babel` (`phrases`). Two encoders lie here: the one
-in `phrase_encoder/`, pre-trained on other items of the same data by `pretraining`, serves that task in seconds; the one
-in `encoder/` was pre-trained on running text in 54 languages by `hf-xlt pretrain` and serves real tasks. Nothing is
+The task is generated at run time from the Unicode CLDR data inside `babel` (`phrases`). Two encoders lie here: the
+one in `phrase_encoder/`, pre-trained on other items of the same data by `pretraining`, serves that task in seconds;
+the one in `encoder/`, pre-trained on running text in 54 languages by `hf-xlt pretrain`, serves real tasks. Nothing is
 downloaded. Importing this package loads neither torch, nor transformers, nor babel.
 """
 

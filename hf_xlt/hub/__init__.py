@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_xlt.errors import ConfigError, RunError, one_line
 from hf_xlt.hub.errors import explain, persist
-from hf_xlt.hub.files import Upload, collect
+from hf_xlt.hub.files import Upload, collect, command_of
 from hf_xlt.record import FINISHED, TRAINED, RunRecord
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def push(
     force: bool = False,
     api: HfApi | None = None,
 ) -> PushReport:
-    """Push a finished run: weights, tokenizer, card, record and results.
+    """Push a finished run or pre-training: weights, tokenizer, card, record and, where there are any, results.
 
     Args:
         folder: output directory of a run.
@@ -177,8 +177,8 @@ def _check_run(task: _Push) -> RunRecord:
     record = RunRecord.read(task.folder)
     if record.status not in (FINISHED, TRAINED):
         raise ConfigError(
-            f"the run in `{task.folder}` is not finished ({record.status}). Repeat its `hf-xlt run` command with "
-            "`--resume`, then push."
+            f"the run in `{task.folder}` is not finished ({record.status}). Repeat its `{command_of(record)}` command "
+            "with `--resume`, then push."
         )
     if record.status == TRAINED and not task.force:
         raise ConfigError(

@@ -72,7 +72,7 @@ def collect(folder: Path, record: RunRecord, repo_id: str) -> tuple[list[Upload]
         for path in folder.iterdir()
         if path.is_file() and any(fnmatch.fnmatchcase(path.name, pattern) for pattern in ALLOWED)
     )
-    _check_weights(folder, names)
+    _check_weights(folder, names, command_of(record))
     _check_leaks(folder, names)
     card, notes = render(record, repo_id), []
     if CARD_NAME in names:
@@ -88,7 +88,14 @@ def collect(folder: Path, record: RunRecord, repo_id: str) -> tuple[list[Upload]
     return sorted(uploads, key=lambda upload: upload.name), card, notes
 
 
-def _check_weights(folder: Path, names: list[str]) -> None:
+def command_of(record: RunRecord) -> str:
+    """Return the command that a run is repeated with."""
+    from hf_xlt.model_cards.pretraining import is_pretraining
+
+    return "hf-xlt pretrain" if is_pretraining(record) else "hf-xlt run"
+
+
+def _check_weights(folder: Path, names: list[str], command: str) -> None:
     weights = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in WEIGHTS)]
     wanted = {"config.json"}
     if INDEX in names:
@@ -98,7 +105,7 @@ def _check_weights(folder: Path, names: list[str]) -> None:
     missing = sorted(wanted - set(names))
     if missing:
         raise ConfigError(
-            f"`{folder}` holds no complete model: `{missing[0]}` is missing. Repeat the `hf-xlt run` command with "
+            f"`{folder}` holds no complete model: `{missing[0]}` is missing. Repeat the `{command}` command with "
             "`--resume`, or give the folder that the run was saved in."
         )
     for name in weights:
