@@ -220,6 +220,7 @@ class Pretraining:
             self._report(phase, self.load_text(phase, self._tokenizer_of(phase)), model.config.vocab_size)
             for phase in self.plan.phases
         ]
+        self._check(model)
         del model
         for line in [line for report in reports for line in report.lines()]:
             say(line)
@@ -255,6 +256,20 @@ class Pretraining:
                 f"Phases done: {', '.join(entry['name'] for entry in ledger.done)}. To go on: {self._resume_command()}"
             )
         return self.folder
+
+    def _check(self, model: Any) -> None:
+        """Build what can be built before the output directory is touched: a mistake must leave nothing behind.
+
+        Raises:
+            ConfigError: model, tokenizer, text and phases do not fit together.
+        """
+        from hf_xlt.strategies.meta_pretraining.fit import check_model
+
+        if all(phase.tokenizer is None for phase in self.plan.phases):
+            check_model(model, self.tokenizer, self.config.row_length)
+        for phase in self.plan.phases:
+            tokenizer = self._tokenizer_of(phase)
+            _try_batches(phase, self.load_text(phase, tokenizer), tokenizer, self.config)
 
     def _write_card(self, record: RunRecord) -> None:
         from hf_xlt.files import write_text

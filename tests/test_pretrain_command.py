@@ -300,7 +300,7 @@ def test_a_bad_plan_ends_in_one_line(case, world, tmp_path, capsys):
     code, text = refused(capsys, ["--config", make_plan(world, tmp_path, **changes)])
     assert code == 2 and len(text.strip().splitlines()) == 1, text
     assert re.search(message, text), text
-    assert not list((tmp_path / "out").glob("**/*.safetensors")) if (tmp_path / "out").exists() else True
+    assert not (tmp_path / "out").exists()
 
 
 def phase_case(world, **changes):
@@ -326,6 +326,7 @@ def test_text_that_does_not_serve_ends_in_one_line(changes, message, world, tmp_
     code, text = refused(capsys, ["--config", plan])
     assert code == 2 and len(text.strip().splitlines()) == 1, text
     assert re.search(message, text), text
+    assert not (tmp_path / "out").exists()
 
 
 def test_command_line_mistakes_end_in_one_line(world, tmp_path, capsys):
@@ -402,3 +403,11 @@ def test_resuming_with_other_arguments_is_refused(world, tmp_path, capsys):
     training = {**TRAINING, "per_device_train_batch_size": 8}
     code, text = refused(capsys, ["--config", make_plan(world, tmp_path, training=training), "--resume"])
     assert code == 2 and "`disable_tqdm`" not in text and "`per_device_train_batch_size` 4, not 8" in text
+
+
+def test_held_out_losses_are_recorded(world, tmp_path):
+    training = {**TRAINING, "disable_tqdm": True, "held_out_share": 0.3}
+    assert main(["pretrain", "--config", make_plan(world, tmp_path, training=training)]) == 0
+    phases = json.loads((tmp_path / "out" / "xlt_run.json").read_text())["phases"]
+    assert set(phases[0]["held_out_loss"]) == {"en"} and set(phases[1]["held_out_loss"]) == {"en", "de", "sw"}
+    assert all(0 < loss < 10 for phase in phases for loss in phase["held_out_loss"].values())

@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hf_xlt.errors import ConfigError, RunError, one_line
+from hf_xlt.files import write_json
 from hf_xlt.pretraining.corpus import encode_documents
 from hf_xlt.randomness import derive_seed
 
+STATE_NAME = "data_state-rank{rank}.json"
 _ATTEMPTS = 3
 
 
@@ -196,3 +200,46 @@ class StreamedRows:
                     f"{self.where} must contain a `{self.text_column}` column; its columns are {', '.join(row)}."
                 )
             yield row[self.text_column]
+
+
+def write_states(folder: Path, rank: int, layout: list[int], readers: Mapping[str, Any]) -> None:
+    """Write where the streams of one process are into a checkpoint.
+
+    Args:
+        folder: the checkpoint.
+        rank: index of the process.
+        layout: numbers of processes and of loader workers.
+        readers: states by reader.
+    """
+    write_json(folder / STATE_NAME.format(rank=rank), {"layout": layout, "readers": readers})
+
+
+def read_states(folder: Path, rank: int, layout: list[int], strict: bool) -> dict[str, Any]:
+    """Read what `write_states` wrote; nothing, with a warning, when the layout has changed.
+
+    Args:
+        folder: the checkpoint.
+        rank: index of this process.
+        layout: numbers of processes and of loader workers now.
+        strict: refuse another layout.
+
+    Raises:
+        ConfigError: the layout has changed under `strict`.
+        RunError: the file is damaged.
+    """
+    path = folder / STATE_NAME.format(rank=rank)
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if saved is not None and saved["layout"] == layout:
+            return saved["readers"]
+    except (ValueError, KeyError) as error:
+        raise RunError(f"`{folder.name}/{path.name}` is damaged; resume from an earlier checkpoint.") from error
+    before = "{} processes and {} loader workers".format(*saved["layout"]) if saved else "fewer processes"
+    message = (
+        f"the run was saved with {before} and goes on with {layout[0]} and {layout[1]}: streamed text starts over, so "
+        "some rows are read again."
+    )
+    if strict:
+        raise ConfigError(f"{message} Resume with the same numbers, or without `--strict-resume`.")
+    print(f"Warning: {message}", flush=True)  # noqa: T201
+    return {}

@@ -300,6 +300,7 @@ def _train(trainer: XLTTrainer, phase: RunPhase, folder: Path, resume: bool) -> 
         "training_loss": output.training_loss,
         "selected_checkpoint": _selected(trainer),
         **({"fingerprint": phase.fingerprint} if phase.fingerprint else {}),
+        **trainer.phase_facts(),
     }
 
 

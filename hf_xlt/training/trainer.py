@@ -1,9 +1,8 @@
 """`XLTTrainer`: the stock Trainer with exact loss scaling, sealed checkpoints and evaluation per language.
 
 Departures from `transformers.Trainer`, each for a reason:
-- The task loss is computed here as a sum over units divided by the units of the whole update, because the heads of
-  BERT-like models take `num_items_in_batch` and ignore it, which scales loss and gradients by the number of
-  micro-batches and processes.
+- The task loss is a sum over units divided by the units of the whole update: the heads of BERT-like models ignore
+  `num_items_in_batch`, which scales loss and gradients by the number of micro-batches and processes.
 - A checkpoint is sealed after everything is in it, and older ones are deleted only then.
 - Evaluation over languages is one pass over their concatenation, sorted by length.
 """
@@ -23,7 +22,7 @@ from transformers.trainer_utils import has_length
 
 from hf_xlt.errors import ConfigError, RunError
 from hf_xlt.training.checkpoints import newest_complete, rotate, seal, unseal
-from hf_xlt.training.languages import LanguageBatches, example_lengths, join_languages, language_metrics
+from hf_xlt.training.languages import example_lengths, join_languages, language_metrics
 from hf_xlt.training.loaders import EndlessLoader, concatenate_batches
 from hf_xlt.training.losses import (
     IGNORED,
@@ -65,9 +64,8 @@ class XLTTrainer(Trainer):
         Args:
             *args: as for `Trainer`.
             source_languages: keys of `eval_dataset` that `eval_avg_*` averages over; empty means all of them.
-            joint_datasets: few-shot data per target language. When given, every update takes one batch of each
-                language besides the source batch, and the loss is the mean of the losses per language (Schmidt et
-                al. 2023, the joint few-shot protocol).
+            joint_datasets: few-shot data per target language; every update then takes a batch of each besides the
+                source batch, and the loss is the mean over languages (Schmidt et al. 2023, joint few-shot protocol).
             role_datasets: data sets by role and language that the strategy draws from beside the main loader
                 (`endless_loader`).
             **kwargs: as for `Trainer`.
@@ -130,11 +128,7 @@ class XLTTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], Tensor]:
-        """Fetch the micro-batches of one update and count its units over all of them and all processes.
-
-        Returns:
-            The micro-batches, and the units as a (K,) tensor (K language groups).
-        """
+        """Return the micro-batches of one update, and its units over all of them and all processes: (K,) by group."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches and self.args.world_size > 1:
             self._ignore_repeated(batches[-1])
@@ -349,12 +343,12 @@ class XLTTrainer(Trainer):
         Returns:
             Per language the logits and labels in the order of its data set.
         """
-        joined: LanguageBatches = join_languages(datasets)
+        joined = join_languages(datasets)
         compute_metrics, self.compute_metrics = self.compute_metrics, None
-        # The stock loader drops an incomplete last batch in evaluation too.
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
-            # The test loader: Trainer caches evaluation loaders by name when workers are persistent.
+            # The test loader: Trainer caches evaluation loaders by name when workers are persistent. It would also
+            # drop an incomplete last batch.
             output = self.evaluation_loop(
                 self.get_test_dataloader(joined.dataset),
                 description="Evaluation",
@@ -366,7 +360,7 @@ class XLTTrainer(Trainer):
         return joined.split(output.predictions, output.label_ids)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
-        # Trainer 5.23 shuffles evaluation under `group_by_length`; ours is sorted already and must keep its order.
+        # Trainer 5.23 shuffles evaluation under `group_by_length`; ours must keep its order.
         return torch.utils.data.SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
 
     # ---- Checkpoints
@@ -377,6 +371,10 @@ class XLTTrainer(Trainer):
 
     def load_strategy_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Restore what `strategy_state` returned; called after the optimizer exists, before the first update."""
+
+    def phase_facts(self) -> dict[str, Any]:
+        """Return what the record is to say of this phase, JSON-able; called after training."""
+        return {}
 
     def save_process_state(self, folder: Path) -> None:
         """Add to a checkpoint what each process has of its own; called on every process."""

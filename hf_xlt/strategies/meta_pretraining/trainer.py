@@ -6,7 +6,6 @@ optimizer and schedule.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,15 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_xlt.errors import ConfigError, RunError
-from hf_xlt.files import write_json
+from hf_xlt.errors import ConfigError
 from hf_xlt.pretraining.batches import READER_STATE, BatchNumbers, Layout, PhaseBatches, PhaseText, batch_loader
 from hf_xlt.pretraining.evaluation import held_out_losses
 from hf_xlt.pretraining.meter import Meter
-from hf_xlt.pretraining.objectives import IGNORED, base_model, contrastive_losses, masked_lm_loss, sentence_vectors
+from hf_xlt.pretraining.objectives import IGNORED, contrastive_losses, masked_lm_loss, sentence_vectors
 from hf_xlt.pretraining.plan import CONTRASTIVE, Phase
+from hf_xlt.pretraining.streaming import read_states, write_states
+from hf_xlt.strategies.meta_pretraining.embeddings_first import EmbeddingsFirst
+from hf_xlt.strategies.meta_pretraining.fit import check_model, first_position, pooling_of
 from hf_xlt.training.trainer import XLTTrainer
 from hf_xlt.training.window import UpdateWindow
 
@@ -67,13 +67,13 @@ class MetaPretrainingTrainer(XLTTrainer):
         self.weights = [*phase.masked.values()]
         if CONTRASTIVE in phase.objectives:
             self.weights.append(phase.objectives[CONTRASTIVE])
-        self.pooling = _pooling(self.args.pooling, self.bare_model().config)
+        self.pooling = pooling_of(self.args.pooling, self.bare_model().config)
         self._stream_states: dict[str, Any] = {}
         self._meter = Meter()
         if text.held_out and self.eval_dataset is None:
             self.eval_dataset = dict(text.held_out)
         if phase.embedding_warmup_steps:
-            self.add_callback(_EmbeddingsFirst(phase.embedding_warmup_steps))
+            self.add_callback(EmbeddingsFirst(phase.embedding_warmup_steps))
 
     # ---- Data
 
@@ -139,7 +139,7 @@ class MetaPretrainingTrainer(XLTTrainer):
         if "labels" in inputs:
             chosen = {name: inputs[name] for name in _MODEL_INPUTS if name in inputs}
             if "position_ids" in chosen:
-                chosen["position_ids"] = chosen["position_ids"] + _first_position(bare)
+                chosen["position_ids"] = chosen["position_ids"] + first_position(bare)
             rows = scales[inputs["objective"].to(scales.device)]
             masked = masked_lm_loss(model, bare, chosen, inputs["labels"], rows, self.args.chunk_rows)
             self._meter.add("masked", masked, inputs["input_ids"].numel())
@@ -178,6 +178,13 @@ class MetaPretrainingTrainer(XLTTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def phase_facts(self) -> dict[str, Any]:
+        """Return the masked-LM loss on held-out documents per language, where there are any."""
+        if not self.eval_dataset:
+            return {}
+        losses = held_out_losses(self, self.eval_dataset)
+        return {"held_out_loss": {language: round(value, 4) for language, value in losses.items()}}
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with the phase, the update over all phases, the parts of the loss and the speed."""
         if "loss" in logs:
@@ -208,7 +215,7 @@ class MetaPretrainingTrainer(XLTTrainer):
         Raises:
             ConfigError: the phase's definition changed, or streamed text meets another number of readers under
                 `strict_resume`.
-            RunError: the streams' state is missing.
+            RunError: the streams' state is damaged.
         """
         if values["fingerprint"] != self.phase.fingerprint() and not self.args.allow_phase_change:
             changed = sorted(
@@ -219,90 +226,15 @@ class MetaPretrainingTrainer(XLTTrainer):
                 "Restore it, or resume with `--allow-phase-change`."
             )
         if self.batches.text.streams:
-            self._load_streams(Path(self._extra_state.folder))
+            folder = Path(self._extra_state.folder)
+            self._stream_states |= read_states(
+                folder, self.args.process_index, self._readers(), self.args.strict_resume
+            )
 
-    def _load_streams(self, folder: Path) -> None:
-        path = folder / f"data_state-rank{self.args.process_index}.json"
-        try:
-            saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        except ValueError as error:
-            raise RunError(
-                f"`{path.name}` in `{folder.name}` is damaged; resume from an earlier checkpoint."
-            ) from error
-        layout = [self.args.world_size, self.args.dataloader_num_workers]
-        if saved is not None and saved["layout"] == layout:
-            self._stream_states |= saved["readers"]
-            return
-        before = (
-            f"{saved['layout'][0]} processes and {saved['layout'][1]} loader workers" if saved else "fewer processes"
-        )
-        message = (
-            f"the run was saved with {before} and goes on with {layout[0]} and {layout[1]}: streamed text starts "
-            "over, so some rows are read again."
-        )
-        if self.args.strict_resume:
-            raise ConfigError(f"{message} Resume with the same numbers, or without `--strict-resume`.")
-        print(f"Warning: {message}", flush=True)  # noqa: T201
+    def _readers(self) -> list[int]:
+        return [self.args.world_size, self.args.dataloader_num_workers]
 
     def save_process_state(self, folder: Path) -> None:
         """Write where this process's streams are."""
         if self.batches.text.streams:
-            layout = [self.args.world_size, self.args.dataloader_num_workers]
-            path = folder / f"data_state-rank{self.args.process_index}.json"
-            write_json(path, {"layout": layout, "readers": self._stream_states})
-
-
-def check_model(model: nn.Module, tokenizer: Any, row_length: int) -> None:
-    """Refuse a model that the tokenizer or the row length does not fit.
-
-    Raises:
-        ConfigError: the vocabulary is smaller than the tokenizer's, the tokenizer cannot mask, or rows are longer
-            than the position table.
-    """
-    config = getattr(model, "config", None)
-    if tokenizer is None or tokenizer.mask_token_id is None:
-        raise ConfigError("pre-training needs a tokenizer with a mask token; this one has none.")
-    if len(tokenizer) > config.vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {len(tokenizer):,} pieces and the model {config.vocab_size:,} rows; they do not "
-            "belong together. Give the model's own tokenizer, or `hf-xlt swap-vocab` first."
-        )
-    longest = getattr(config, "max_position_embeddings", None) or row_length
-    # RoBERTa's table starts after the padding index.
-    longest -= _first_position(model)
-    if row_length > longest:
-        raise ConfigError(f"`row_length` is {row_length}, the model's position table ends at {longest}.")
-
-
-def _first_position(bare: nn.Module) -> int:
-    """Return the position id of a document's first token: 0, or the one after padding in RoBERTa-like tables."""
-    table = getattr(getattr(base_model(bare), "embeddings", None), "position_embeddings", None)
-    padding = getattr(table, "padding_idx", None)
-    return 0 if padding is None else padding + 1
-
-
-def _pooling(asked: str, config: Any) -> str:
-    if asked != "auto":
-        return asked
-    return "mean" if getattr(config, "classifier_pooling", None) == "mean" else "first"
-
-
-class _EmbeddingsFirst(TrainerCallback):
-    """Leaves everything but the word embeddings untouched in the first updates after a change of vocabulary."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Drop the other gradients: without one, a parameter is neither moved nor decayed."""
-        if state.global_step >= self.steps:
-            return
-        model = kwargs["model"]
-        kept = {id(model.get_input_embeddings().weight)}
-        if model.get_output_embeddings() is not None:
-            kept |= {id(parameter) for parameter in model.get_output_embeddings().parameters()}
-        for parameter in model.parameters():
-            if id(parameter) not in kept:
-                parameter.grad = None
+            write_states(folder, self.args.process_index, self._readers(), self._stream_states)

@@ -1,0 +1,46 @@
+"""Whether model, tokenizer and rows fit together, and what of the model's layout pre-training must know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from hf_xlt.errors import ConfigError
+from hf_xlt.pretraining.objectives import base_model
+
+
+def check_model(model: nn.Module, tokenizer: Any, row_length: int) -> None:
+    """Refuse a model that the tokenizer or the row length does not fit.
+
+    Raises:
+        ConfigError: the vocabulary is smaller than the tokenizer's, the tokenizer cannot mask, or rows are longer
+            than the position table.
+    """
+    config = getattr(model, "config", None)
+    if tokenizer is None or tokenizer.mask_token_id is None:
+        raise ConfigError("pre-training needs a tokenizer with a mask token; this one has none.")
+    if len(tokenizer) > config.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {len(tokenizer):,} pieces and the model {config.vocab_size:,} rows; they do not "
+            "belong together. Give the model's own tokenizer, or `hf-xlt swap-vocab` first."
+        )
+    longest = getattr(config, "max_position_embeddings", None) or row_length
+    # RoBERTa's table starts after the padding index.
+    longest -= first_position(model)
+    if row_length > longest:
+        raise ConfigError(f"`row_length` is {row_length}, the model's position table ends at {longest}.")
+
+
+def first_position(bare: nn.Module) -> int:
+    """Return the position id of a document's first token: 0, or the one after padding in RoBERTa-like tables."""
+    table = getattr(getattr(base_model(bare), "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return 0 if padding is None else padding + 1
+
+
+def pooling_of(asked: str, config: Any) -> str:
+    """Return `mean` or `first`; `auto` follows the model's own classification head."""
+    if asked != "auto":
+        return asked
+    return "mean" if getattr(config, "classifier_pooling", None) == "mean" else "first"
