@@ -193,6 +193,8 @@ class Pretraining:
 
         check_launch(self.config)
         before = inspect_output(self.folder, resume=self.request.resume, overwrite=self.request.overwrite)
+        # Every process looks at the output directory before the first one writes into it.
+        self._wait()
         if before is not None and before.status == FINISHED and self._all_done():
             say(f"The pre-training in `{self.folder}` is finished; nothing to resume.")
             return self.folder
@@ -202,6 +204,10 @@ class Pretraining:
         flag = InterruptionFlag()
         with flag.listen():
             return self._go(before, flag, threads)
+
+    def _wait(self) -> None:
+        if self.config.world_size > 1:
+            self.config.distributed_state.wait_for_everyone()
 
     def _all_done(self) -> bool:
         """Say whether every phase of the plan is done; a finished pre-training may be given further ones."""
@@ -232,8 +238,7 @@ class Pretraining:
             record.languages = {"text": describe_languages(record.data)}
             record.settings = self._settings()
             record.write(self.folder)
-        if self.config.world_size > 1:
-            self.config.distributed_state.wait_for_everyone()
+        self._wait()
         context = self._context(flag)
         try:
             trainer, ledger = run_phases(context, self.folder, self.request.resume, self.request.only)

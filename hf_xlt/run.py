@@ -294,6 +294,10 @@ def describe_plan(arguments: Arguments, plan: DataPlan, selection: dict[str, Any
         lines.append(f"Labels     {len(inventory)}: {', '.join(inventory.names)}")
     lines.append(f"Selection  {selection['protocol']}" + (f" by {selection['metric']}" if selection["metric"] else ""))
     updates = planned_updates(arguments, plan)
+    phases = strategy.phases(config) if strategy.phases else []
+    if phases:
+        counted = (f"{phase.name} {updates if phase.updates is None else phase.updates:,}" for phase in phases)
+        lines.append(f"Phases     {', '.join(counted)}")
     joint = len(plan.of_role(SHOTS)) if arguments.data.few_shot_mode == "joint" else 0
     cost = strategy.cost(config) * (1 + joint)
     batches = f" and as many of each of {joint} target languages" if joint else ""

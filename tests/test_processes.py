@@ -20,8 +20,8 @@ from hf_xlt.registry import PROCESSES, STRATEGIES, get_strategy
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def launch(arguments, cwd, *, launcher, cpu=True):
-    """Run hf_xlt.run under a launcher; return the finished process."""
+def launch(arguments, cwd, *, launcher, cpu=True, module="hf_xlt.run"):
+    """Run a module under a launcher; return the finished process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -30,7 +30,7 @@ def launch(arguments, cwd, *, launcher, cpu=True):
         environment["ACCELERATE_USE_CPU"] = "true"
     accelerate = [sys.executable, "-m", "accelerate.commands.launch"]
     fixed = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
-    command = [*accelerate, *launcher, *fixed, "-m", "hf_xlt.run", *arguments]
+    command = [*accelerate, *launcher, *fixed, "-m", module, *arguments]
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
     )
@@ -84,6 +84,50 @@ def test_two_processes_give_the_result_of_one(world, strategy):
         assert entry["metrics"]["loss"] == pytest.approx(other["metrics"]["loss"], rel=1e-3)
     assert done.stdout.count("Target average") == 1
     assert json.loads((world / f"two-{strategy}" / "xlt_run.json").read_text())["hardware"]["processes"] == 2
+
+
+def test_two_processes_pretrain_as_one_does(world):
+    """Masked objectives do not depend on the split; the negatives of the contrastive one do."""
+    import yaml
+    from pretraining_setup import TOKENIZER
+    from tiny import make_rows, write_rows
+
+    TOKENIZER.save_pretrained(world / "tokenizer")
+    (world / "text").mkdir()
+    for seed, language in enumerate(("en", "de", "sw")):
+        write_rows(world / "text" / f"{language}.jsonl", make_rows(language, 40, seed))
+    shape = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, **STILL}
+    for name, batch in (("one", 8), ("two", 4)):
+        training = {"per_device_train_batch_size": batch, "row_length": 16, "optim": "sgd", "learning_rate": 0.05}
+        plan = {
+            "model": {**shape, "intermediate_size": 64, "max_position_embeddings": 40},
+            "tokenizer": "tokenizer",
+            "output_dir": f"pretrained-{name}",
+            "threads": 1,
+            "sources": ["text/{lang}.jsonl"],
+            "training": {**training, "disable_tqdm": True, "save_steps": 2},
+            "phases": [{"name": "meta", "steps": 3}, {"name": "cross", "steps": 3, "objectives": ["mlm", "tlm"]}],
+        }
+        (world / f"{name}.yaml").write_text(yaml.safe_dump(plan))
+    done = launch(
+        ["pretrain", "--config", "two.yaml"],
+        world,
+        launcher=["--multi_gpu", "--num_processes", "2"],
+        module="hf_xlt.cli.main",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Saved in pretrained-two") == 1
+    from hf_xlt.cli.main import main
+
+    previous = os.getcwd()
+    os.chdir(world)
+    try:
+        assert main(["pretrain", "--config", "one.yaml"]) == 0
+    finally:
+        os.chdir(previous)
+    one, two = (load_file(world / f"pretrained-{name}" / "model.safetensors") for name in ("one", "two"))
+    for name, weights in one.items():
+        torch.testing.assert_close(weights, two[name], rtol=1e-4, atol=1e-5)
 
 
 def test_an_error_in_two_processes_is_said_once(world):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -166,6 +167,7 @@ def write_corpus(corpus: Corpus, folder: Path) -> None:
         os.rename(part, folder)
     except OSError:
         # Another process was first; both made the same.
+        shutil.rmtree(part, ignore_errors=True)
         if not (folder / "corpus.json").is_file():
             raise
 

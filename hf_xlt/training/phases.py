@@ -48,11 +48,13 @@ class RunPhase:
             left (None for the first).
         fingerprint: hash of what defines the phase; a finished phase may not be defined otherwise on resuming. None
             where the run's arguments, which are compared as a whole, say it all.
+        updates: how many updates it makes; None where that depends on the training data.
     """
 
     name: str
     build: Callable[[RunContext, Path, Path | None], XLTTrainer]
     fingerprint: str | None = None
+    updates: int | None = None
 
 
 @dataclass

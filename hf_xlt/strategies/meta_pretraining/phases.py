@@ -71,7 +71,7 @@ def _run_phase(
             role_datasets=None,
         )
 
-    return RunPhase(phase.name, build, phase.fingerprint())
+    return RunPhase(phase.name, build, phase.fingerprint(), phase.steps)
 
 
 def _change_vocabulary(model: Any, tokenizer: Any, phase: Phase, seed: int) -> tuple[Any, Any]:
