@@ -37,12 +37,14 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Count each language's text, and show its share at a temperature."""
         from hf_xlt.files import write_json
+        from hf_xlt.models import load_tokenizer
         from hf_xlt.pretraining import statistics
         from hf_xlt.pretraining.mixture import temperature_distribution
         from hf_xlt.pretraining.texts import read_texts
 
         path = _output_path(output, overwrite)
-        fitted, name = statistics.load_tokenizer(tokenizer, trust_remote_code=trust_remote_code)
+        fitted = load_tokenizer(tokenizer, trust_remote_code=trust_remote_code)
+        name = Path(tokenizer).resolve().name if Path(tokenizer).is_dir() else tokenizer
         texts = read_texts(text, languages, split=text_split, text_column=text_column, language_column=language_column)
         measured = {code: statistics.measure(entry, fitted, sample_documents, seed) for code, entry in texts.items()}
         shares = temperature_distribution({code: entry.tokens for code, entry in measured.items()}, alpha)

@@ -26,16 +26,17 @@ def register(app: typer.Typer) -> None:
         """Rebuild the embeddings for another tokenizer; the encoder is kept."""
         from pathlib import Path
 
+        from hf_xlt.models import ModelSource, load_tokenizer
         from hf_xlt.pretraining.folders import check_folder, replaced_folder
-        from hf_xlt.pretraining.masked import FILES, load_masked, save_masked
-        from hf_xlt.pretraining.statistics import load_tokenizer
+        from hf_xlt.pretraining.masked import FILES, save_masked
         from hf_xlt.pretraining.vocabulary import find_init, swap_vocabulary
 
         folder = Path(output_dir)
         check_folder(folder, overwrite=overwrite, known=FILES, what="a model")
         init_fn = find_init(init)
-        new, _ = load_tokenizer(tokenizer, trust_remote_code=trust_remote_code)
-        loaded, old, notes = load_masked(model, revision=revision, trust_remote_code=trust_remote_code)
+        new = load_tokenizer(tokenizer, trust_remote_code=trust_remote_code)
+        source = ModelSource.find(model, revision=revision, trust_remote_code=trust_remote_code)
+        old, (loaded, notes) = source.load_tokenizer(), source.load_masked_lm(seed)
         report = swap_vocabulary(loaded, old, new, init_fn, seed)
         with replaced_folder(folder) as part:
             notes += save_masked(loaded, new, part)

@@ -18,7 +18,9 @@ def register(app: typer.Typer) -> None:
         text_split: str = typer.Option("train", help="Split to read."),
         text_column: str = typer.Option("text", help="Column of the text."),
         language_column: str = typer.Option(None, help="Column of the language, where the pattern has no {lang}."),
-        model: str = typer.Option("unigram", help="unigram or bpe."),
+        model: str = typer.Option(
+            "bpe", help="bpe, or unigram, whose trainer gives slightly other pieces in every process."
+        ),
         vocab_size: int = typer.Option(32_000, help="Pieces, special tokens and byte pieces included."),
         alpha: float = typer.Option(
             0.5,
@@ -35,7 +37,7 @@ def register(app: typer.Typer) -> None:
         split_digits: bool = typer.Option(True, help="Make every digit a piece of its own."),
         byte_fallback: bool = typer.Option(True, help="Spell characters without a piece in bytes, not as unknown."),
         max_length: int = typer.Option(512, help="Longest input in tokens that the tokenizer announces."),
-        seed: int = typer.Option(0, help="Chooses the documents; equal seeds give equal tokenizers."),
+        seed: int = typer.Option(0, help="Chooses the documents; equal seeds give equal tokenizers with bpe."),
         overwrite: bool = typer.Option(False, "--overwrite", help="Replace a tokenizer that is there."),
     ) -> None:
         """Train a tokenizer with XLM-R's special tokens; prints how well it fits each language."""

@@ -108,7 +108,7 @@ class ModelSource:
         """
         import torch
 
-        with readable_errors(self.path), _quiet():
+        with readable_errors(self.path), quiet():
             model, report = _auto_class(task).from_pretrained(
                 self.path,
                 dtype=torch.float32,
@@ -119,7 +119,7 @@ class ModelSource:
                 **self._options(),
             )
         self._check_body(model, report)
-        return self._anonymous(model)
+        return self.anonymous(model)
 
     def _check_body(self, model: PreTrainedModel, report: dict[str, Any]) -> None:
         """Refuse weights that leave parts of the encoder at random; only head and pooler may be new."""
@@ -131,6 +131,39 @@ class ModelSource:
                 f"model `{self.path}` cannot be used: its weights do not fit its config ({len(unfit)} tensors of the "
                 f"encoder, such as `{sorted(unfit)[0]}`, are missing or of another shape). Copy or download it again."
             )
+
+    def load_masked_lm(self, seed: int = 0) -> tuple[PreTrainedModel, list[str]]:
+        """Load the encoder in float32 with its masked-LM head; a missing head is made anew from the seed.
+
+        Returns:
+            The model, and notes for the user.
+
+        Raises:
+            ConfigError: it cannot be loaded, or parts of its body are missing.
+        """
+        import torch
+        from transformers import AutoModelForMaskedLM, set_seed
+
+        set_seed(seed)
+        with readable_errors(self.path), quiet():
+            model, report = AutoModelForMaskedLM.from_pretrained(
+                self.path,
+                dtype=torch.float32,
+                attn_implementation=self.attn_implementation,
+                output_loading_info=True,
+                **self._options(),
+            )
+        self._check_body(model, report)
+        notes = []
+        if report["missing_keys"]:
+            notes.append("the model has no head for masked language modelling; a new, untrained one is made.")
+        if report["unexpected_keys"]:
+            first = sorted(report["unexpected_keys"])[0]
+            notes.append(
+                f"{len(report['unexpected_keys'])} tensors, such as `{first}`, are no part of a masked language model "
+                "and are left out."
+            )
+        return self.anonymous(model), notes
 
     def load_random(self, task: Task, inventory: LabelInventory | None) -> PreTrainedModel:
         """Build the same architecture with random weights, in float32."""
@@ -145,7 +178,7 @@ class ModelSource:
                 attn_implementation=self.attn_implementation,
                 trust_remote_code=self.trust_remote_code,
             )
-        return self._anonymous(model)
+        return self.anonymous(model)
 
     def load_trained(self, task: Task) -> PreTrainedModel:
         """Load a model whose head was trained, for scoring.
@@ -155,7 +188,7 @@ class ModelSource:
         """
         import torch
 
-        with readable_errors(self.path), _quiet():
+        with readable_errors(self.path), quiet():
             model, report = _auto_class(task).from_pretrained(
                 self.path, dtype=torch.float32, output_loading_info=True, **self._options()
             )
@@ -165,7 +198,7 @@ class ModelSource:
                 f"`{self.path}` has no trained head for {task.name}: {', '.join(missing[:3])} "
                 f"{'is' if len(missing) == 1 else 'are'} missing. Give a run's output, or a model fine-tuned for it."
             )
-        return self._anonymous(model)
+        return self.anonymous(model)
 
     def license(self) -> dict[str, str]:
         """Return `license`, and `license_link` where there is one, off the model's card, if that is at hand.
@@ -187,7 +220,8 @@ class ModelSource:
         link = metadata.get("license_link")
         return {"license": str(name or "other"), **({"license_link": str(link)} if link else {})}
 
-    def _anonymous(self, model: PreTrainedModel) -> PreTrainedModel:
+    def anonymous(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Let the model's config name nothing but the Hub id or the plain name."""
         model.config._name_or_path = self.name or ""
         model.name_or_path = self.name or ""
         return model
@@ -203,6 +237,21 @@ def _label_settings(inventory: LabelInventory | None) -> dict[str, Any]:
     if inventory is None:
         return {}
     return {"num_labels": len(inventory), "id2label": inventory.id2label, "label2id": inventory.label2id}
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a Hub id, or from a directory with or without a model.
+
+    Raises:
+        ConfigError: there is none, or it is not a fast one.
+    """
+    if os.path.isfile(os.path.join(name, "tokenizer.json")):
+        return ModelSource(name, None, trust_remote_code=trust_remote_code).load_tokenizer()
+    if os.path.isdir(name):
+        raise ConfigError(f"`{name}` holds no fast tokenizer; save one there (`tokenizer.json`), or give another.")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ConfigError(f"tokenizer directory `{name}` is missing.")
+    return ModelSource.find(name, trust_remote_code=trust_remote_code).load_tokenizer()
 
 
 @contextlib.contextmanager
@@ -242,7 +291,7 @@ def _reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the report on the head's new weights, which is what fine-tuning expects."""
     from transformers.utils import logging
 

@@ -172,9 +172,7 @@ def _masked_lm_loader(arguments: Arguments, source: ModelSource) -> Callable[[Pa
     """Return what loads the run's encoder, or the one in a folder, with its masked-LM head."""
 
     def load(folder: Path | None) -> Any:
-        from hf_xlt.pretraining.encoders import folder_source, load_encoder
-
-        start = source if folder is None else folder_source(folder, source.attn_implementation)
-        return load_encoder(start, arguments.config.seed)
+        start = source if folder is None else dataclasses.replace(source, path=str(folder), name=None, revision=None)
+        return start.load_masked_lm(arguments.config.seed)[0]
 
     return load

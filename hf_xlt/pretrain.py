@@ -112,8 +112,7 @@ class Pretraining:
         Raises:
             ConfigError: settings, tokenizer, model or output directory cannot be used.
         """
-        from hf_xlt.models import ModelSource
-        from hf_xlt.pretraining.encoders import load_tokenizer
+        from hf_xlt.models import ModelSource, load_tokenizer
         from hf_xlt.strategies.meta_pretraining import STRATEGY
 
         self.plan, self.request = apply_request(plan, request), request
@@ -133,14 +132,14 @@ class Pretraining:
 
     def load_model(self, folder: Path | None) -> Any:
         """Load the encoder that pre-training starts from, or the one in a folder."""
-        from hf_xlt.pretraining.encoders import folder_source, load_encoder, new_encoder
+        from hf_xlt.models import ModelSource
+        from hf_xlt.pretraining.encoders import new_encoder
 
         attention, seed = self.plan.attn_implementation, self.config.seed
-        if folder is not None:
-            return load_encoder(folder_source(folder, attention), seed)
-        if self.source is not None:
-            return load_encoder(self.source, seed)
-        return new_encoder(self.plan.model, self.tokenizer, seed, attention)
+        source = self.source if folder is None else ModelSource(str(folder), None, attn_implementation=attention)
+        if source is None:
+            return new_encoder(self.plan.model, self.tokenizer, seed, attention)
+        return source.load_masked_lm(seed)[0]
 
     def load_text(self, phase: Phase, tokenizer: Any) -> Any:
         """Read the text of a phase; what two phases share is kept."""
@@ -173,7 +172,7 @@ class Pretraining:
         say(f"Output     {self.folder}\nNothing was trained (--dry-run).")
 
     def _tokenizer_of(self, phase: Phase) -> Any:
-        from hf_xlt.pretraining.encoders import load_tokenizer
+        from hf_xlt.models import load_tokenizer
 
         return load_tokenizer(phase.tokenizer) if phase.tokenizer else self.tokenizer
 

@@ -24,7 +24,7 @@ from hf_xlt.errors import ConfigError
 from hf_xlt.evaluation import longest_input
 from hf_xlt.files import write_json, write_text
 from hf_xlt.languages import english_name
-from hf_xlt.models import ModelSource, _quiet, readable_errors
+from hf_xlt.models import ModelSource, quiet, readable_errors
 from hf_xlt.results import markdown, percent
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def load_encoder(source: ModelSource) -> PreTrainedModel:
     import torch
     from transformers import AutoModel
 
-    with readable_errors(source.path), _quiet():
+    with readable_errors(source.path), quiet():
         model, report = AutoModel.from_pretrained(
             source.path, revision=source.revision, dtype=torch.float32, output_loading_info=True
         )

@@ -1,12 +1,11 @@
-"""Loading and building encoders with a masked-LM head."""
+"""Building new encoders with a masked-LM head."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from hf_xlt.errors import ConfigError, close_match
-from hf_xlt.models import ModelSource, readable_errors
+from hf_xlt.models import readable_errors
 
 # What a config calls a special token, and what the tokenizer does.
 _TOKEN_IDS = {
@@ -54,42 +53,3 @@ def new_encoder(shape: dict[str, Any], tokenizer: Any, seed: int, attn_implement
         return AutoModelForMaskedLM.from_config(
             config, attn_implementation=attn_implementation, dtype=torch.float32
         ).train()
-
-
-def load_encoder(source: ModelSource, seed: int) -> Any:
-    """Load an encoder in float32; a missing masked-LM head is made anew from the seed.
-
-    Raises:
-        ConfigError: it cannot be loaded, or parts of its body are missing.
-    """
-    import torch
-    from transformers import AutoModelForMaskedLM, set_seed
-
-    set_seed(seed)
-    with readable_errors(source.path):
-        model, report = AutoModelForMaskedLM.from_pretrained(
-            source.path,
-            dtype=torch.float32,
-            attn_implementation=source.attn_implementation,
-            output_loading_info=True,
-            revision=source.revision,
-            trust_remote_code=source.trust_remote_code,
-        )
-    source._check_body(model, report)
-    return source._anonymous(model)
-
-
-def folder_source(folder: Path, attn_implementation: str | None) -> ModelSource:
-    """Return the source of a model that a phase left."""
-    return ModelSource(str(folder), None, attn_implementation=attn_implementation)
-
-
-def load_tokenizer(spec: str) -> Any:
-    """Load a tokenizer from a Hub id, or from a directory with or without a model.
-
-    Raises:
-        ConfigError: there is none, or it is not a fast one.
-    """
-    if (Path(spec) / "tokenizer.json").is_file():
-        return ModelSource(spec, None).load_tokenizer()
-    return ModelSource.find(spec).load_tokenizer()

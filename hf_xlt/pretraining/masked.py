@@ -1,4 +1,4 @@
-"""Loading a masked language model for a change of vocabulary, and saving the result with its tokenizer."""
+"""Saving a masked language model with a tokenizer that was made for another."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_xlt.errors import ConfigError, RunError
-from hf_xlt.models import ModelSource, _quiet, readable_errors
+from hf_xlt.errors import RunError
+from hf_xlt.models import quiet
 from hf_xlt.pretraining.statistics import tokenizer_hash
 
 if TYPE_CHECKING:
@@ -22,54 +22,6 @@ FILES = (
     "special_tokens_map.json",
     "*.py",
 )
-
-
-def load_masked(
-    name: str, *, revision: str | None = None, trust_remote_code: bool = False
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
-    """Load a model with its masked-language-model head, in float32, and its tokenizer.
-
-    Args:
-        name: directory, Hub id, or `embedded`.
-        revision: branch, tag or commit on the Hub.
-        trust_remote_code: whether to run code that comes with it.
-
-    Returns:
-        Model, tokenizer, and notes for the user.
-
-    Raises:
-        ConfigError: it cannot be loaded, or weights of its encoder are missing.
-    """
-    import torch
-    from transformers import AutoModelForMaskedLM
-
-    source = ModelSource.find(name, revision=revision, trust_remote_code=trust_remote_code)
-    tokenizer = source.load_tokenizer()
-    with readable_errors(source.path), _quiet():
-        model, report = AutoModelForMaskedLM.from_pretrained(
-            source.path,
-            dtype=torch.float32,
-            output_loading_info=True,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-        )
-    body = f"{model.base_model_prefix}."
-    unfit = sorted(key for key in report["missing_keys"] if key.startswith(body))
-    if unfit:
-        raise ConfigError(
-            f"model `{name}` cannot be loaded: `{unfit[0]}` is missing from its weights. Copy or download it again."
-        )
-    model.config._name_or_path = source.name or ""
-    notes = []
-    if report["missing_keys"]:
-        notes.append(f"`{name}` has no head for masked language modelling; the saved one is new and untrained.")
-    if report["unexpected_keys"]:
-        first = sorted(report["unexpected_keys"])[0]
-        notes.append(
-            f"{len(report['unexpected_keys'])} tensors, such as `{first}`, are no part of a masked language model "
-            "and are left out."
-        )
-    return model, tokenizer, notes
 
 
 def save_masked(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> list[str]:
@@ -87,7 +39,7 @@ def save_masked(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     from transformers import AutoTokenizer
 
     notes = _fit_tokenizer(model, tokenizer)
-    with _quiet():
+    with quiet():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     reread = AutoTokenizer.from_pretrained(folder)

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_xlt.errors import ConfigError
@@ -70,33 +68,6 @@ class LanguageStatistics:
             "byte_share": round(self.byte_share, 6),
             "estimated": self.estimated,
         }
-
-
-def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> tuple[PreTrainedTokenizerBase, str]:
-    """Load a tokenizer.
-
-    Args:
-        name: directory or Hub id.
-        trust_remote_code: whether to run code that comes with it.
-
-    Returns:
-        The tokenizer, and what to call it: the Hub id, or the name of the directory without its path.
-
-    Raises:
-        ConfigError: there is none, or it is not a fast one.
-    """
-    from transformers import AutoTokenizer
-
-    from hf_xlt.models import readable_errors
-
-    if not os.path.isdir(name) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise ConfigError(f"tokenizer directory `{name}` is missing.")
-    with readable_errors(name):
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    if not tokenizer.is_fast or len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
-        # transformers 5 makes an empty tokenizer where there are no files for one.
-        raise ConfigError(f"`{name}` holds no fast tokenizer; save one there (`tokenizer.json`), or give another.")
-    return tokenizer, Path(name).resolve().name if os.path.isdir(name) else name
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -22,14 +22,14 @@ from hf_xlt.errors import ConfigError
 from hf_xlt.pretraining.mixture import temperature_distribution
 from hf_xlt.pretraining.statistics import measure, warnings
 from hf_xlt.pretraining.texts import LanguageText, utf8_size
-from hf_xlt.pretraining.unigram import train_bpe, train_unigram
+from hf_xlt.pretraining.trainers import train_bpe, train_unigram
 from hf_xlt.randomness import derive_seed
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-MODELS = ("unigram", "bpe")
+MODELS = ("bpe", "unigram")
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 MASK_TOKEN = "<mask>"
 BYTE_TOKENS = tuple(f"<0x{value:02X}>" for value in range(256))
@@ -46,7 +46,7 @@ class TokenizerSettings:
     """What the tokenizer is like.
 
     Attributes:
-        model: `unigram` or `bpe`.
+        model: `bpe`, or `unigram`, which is not the same in every process.
         vocab_size: number of pieces, special tokens and byte pieces included.
         lowercase: whether text is lower-cased.
         split_digits: whether every digit is a piece of its own.
@@ -56,7 +56,7 @@ class TokenizerSettings:
         max_length: longest input in tokens that the tokenizer announces.
     """
 
-    model: str = "unigram"
+    model: str = "bpe"
     vocab_size: int = 32_000
     lowercase: bool = False
     split_digits: bool = True
@@ -161,7 +161,7 @@ def _draw(text: LanguageText, budget: float, seed: int) -> Iterator[str]:
 def train_tokenizer(
     documents: Mapping[str, Sequence[str]], settings: TokenizerSettings | None = None
 ) -> PreTrainedTokenizerFast:
-    """Train a tokenizer; equal documents in equal order give equal tokenizers.
+    """Train a tokenizer; with `bpe`, equal documents give equal tokenizers.
 
     Args:
         documents: training text by language, each repeated as often as it is to count.

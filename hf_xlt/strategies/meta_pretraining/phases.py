@@ -75,7 +75,7 @@ def _run_phase(
 
 
 def _change_vocabulary(model: Any, tokenizer: Any, phase: Phase, seed: int) -> tuple[Any, Any]:
-    from hf_xlt.pretraining.encoders import load_tokenizer
+    from hf_xlt.models import load_tokenizer
     from hf_xlt.pretraining.vocabulary import find_init, swap_vocabulary
 
     new = load_tokenizer(phase.tokenizer)
