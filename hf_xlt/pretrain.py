@@ -22,6 +22,12 @@ _FREE_TO_CHANGE = frozenset(
     "phases logging_steps logging_strategy save_steps save_strategy save_total_limit disable_tqdm report_to "
     "epoch_limit dataloader_num_workers dataloader_prefetch_factor strict_resume eval_strategy eval_steps".split()
 )
+# Fields of `MetaPretrainingConfig` that only `hf-xlt run` reads; a plan says these things phase by phase.
+_OF_A_PHASE = frozenset(
+    "total_steps meta_fraction meta_language objectives tlm_weight tlm_share contrastive_weight alpha replay_floor "
+    "masked_share whole_words isolated pretraining_batch_size meta_learning_rate cross_learning_rate "
+    "allow_phase_change".split()
+)
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,11 @@ def make_config(plan: Plan, **changes: Any) -> Any:
     given = sorted({"max_steps", "num_train_epochs", "output_dir", "push_to_hub"} & set(plan.training))
     if given:
         raise ConfigError(f"`training`: `{given[0]}` is not taken; phases have `steps`, the plan has `output_dir`.")
+    misplaced = sorted(_OF_A_PHASE & set(plan.training))
+    if misplaced:
+        raise ConfigError(
+            f"`training`: `{misplaced[0]}` is not taken here; it is set in each phase, or by `hf-xlt run`."
+        )
     settings = {"report_to": [], **OPTIMIZER_SETTINGS, **plan.training, **changes}
     if not torch.cuda.is_available() and not torch.backends.mps.is_available():
         settings.setdefault("use_cpu", True)
@@ -113,6 +124,7 @@ class Pretraining:
             ConfigError: settings, tokenizer, model or output directory cannot be used.
         """
         from hf_xlt.models import ModelSource, load_tokenizer
+        from hf_xlt.pretraining.loading import read_manifest
         from hf_xlt.strategies.meta_pretraining import STRATEGY
 
         self.plan, self.request = apply_request(plan, request), request
@@ -127,7 +139,7 @@ class Pretraining:
         if isinstance(self.plan.model, str):
             self.source = ModelSource.find(self.plan.model, attn_implementation=attention)
         self.tokenizer = load_tokenizer(self.plan.tokenizer or self.plan.model)
-        self.manifest = _read_manifest(self.plan.manifest) if self.plan.manifest else None
+        self.manifest = read_manifest(self.plan.manifest, self.tokenizer) if self.plan.manifest else None
         self._texts: dict[tuple[str, str], Any] = {}
 
     def load_model(self, folder: Path | None) -> Any:
@@ -161,6 +173,8 @@ class Pretraining:
 
     def describe(self) -> None:
         """Print what would be done, and read one batch of every phase and language."""
+        from hf_xlt.pretraining.report import try_batches
+
         model = self.load_model(None)
         say(f"Encoder    {model.config.model_type}, {model.num_parameters() / 1e6:.1f}M parameters")
         for phase in self.plan.phases:
@@ -168,13 +182,16 @@ class Pretraining:
             text = self.load_text(phase, tokenizer)
             for line in self._report(phase, text, len(tokenizer)).lines():
                 say(line)
-            say(f"  read: {_try_batches(phase, text, tokenizer, self.config)}")
+            say(f"  read: {try_batches(phase, text, tokenizer, self.config)}")
         say(f"Output     {self.folder}\nNothing was trained (--dry-run).")
 
     def _tokenizer_of(self, phase: Phase) -> Any:
         from hf_xlt.models import load_tokenizer
 
-        return load_tokenizer(phase.tokenizer) if phase.tokenizer else self.tokenizer
+        # A phase keeps the tokenizer that the last change before it brought.
+        index = [known.name for known in self.plan.phases].index(phase.name)
+        changes = [known.tokenizer for known in self.plan.phases[: index + 1] if known.tokenizer]
+        return load_tokenizer(changes[-1]) if changes else self.tokenizer
 
     def _report(self, phase: Phase, text: Any, vocabulary: int) -> Any:
         from hf_xlt.pretraining.report import report_phase
@@ -194,11 +211,11 @@ class Pretraining:
         before = inspect_output(self.folder, resume=self.request.resume, overwrite=self.request.overwrite)
         # Every process looks at the output directory before the first one writes into it.
         self._wait()
+        if before is not None:
+            self._check_same(before)
         if before is not None and before.status == FINISHED and self._all_done():
             say(f"The pre-training in `{self.folder}` is finished; nothing to resume.")
             return self.folder
-        if before is not None:
-            self._check_same(before)
         threads = set_threads(self.plan.threads, self.config.world_size)
         flag = InterruptionFlag()
         with flag.listen():
@@ -210,9 +227,12 @@ class Pretraining:
 
     def _all_done(self) -> bool:
         """Say whether every phase of the plan is done; a finished pre-training may be given further ones."""
-        from hf_xlt.training.phases import Ledger
+        from hf_xlt.training.phases import Ledger, check_finished
 
-        return len(Ledger.read(self.folder).done) >= len(self.plan.phases)
+        done = Ledger.read(self.folder).done
+        for phase, entry in zip(self.plan.phases, done, strict=False):
+            check_finished(phase.name, phase.fingerprint(), entry)
+        return len(done) >= len(self.plan.phases)
 
     def _go(self, before: RunRecord | None, flag: Any, threads: int) -> Path:
         from hf_xlt.pretraining.recording import describe_languages, describe_phase
@@ -267,13 +287,14 @@ class Pretraining:
         Raises:
             ConfigError: model, tokenizer, text and phases do not fit together.
         """
+        from hf_xlt.pretraining.report import try_batches
         from hf_xlt.strategies.meta_pretraining.fit import check_model
 
         if all(phase.tokenizer is None for phase in self.plan.phases):
             check_model(model, self.tokenizer, self.config.row_length)
         for phase in self.plan.phases:
             tokenizer = self._tokenizer_of(phase)
-            _try_batches(phase, self.load_text(phase, tokenizer), tokenizer, self.config)
+            try_batches(phase, self.load_text(phase, tokenizer), tokenizer, self.config)
 
     def _write_card(self, record: RunRecord) -> None:
         from hf_xlt.files import write_text
@@ -319,6 +340,12 @@ class Pretraining:
         Raises:
             ConfigError: an argument that matters to the result differs.
         """
+        processes = before.hardware.get("processes")
+        if processes != self.config.world_size:
+            say(
+                f"Warning: the pre-training was started with {processes} process{'es' * (processes != 1)} and goes on "
+                f"with {self.config.world_size}: an update now has another number of rows."
+            )
         now = self._settings()
         for name in sorted((set(now) | set(before.settings)) - _FREE_TO_CHANGE):
             if now.get(name) != before.settings.get(name):
@@ -339,36 +366,13 @@ class Pretraining:
             record.write(self.folder)
 
     def _resume_command(self) -> str:
-        parts = [part for part in self.request.command if part not in ("--resume", "--overwrite")]
+        parts, command = [], iter(self.request.command)
+        for part in command:
+            if part == "--phase":
+                next(command, None)
+            elif part not in ("--resume", "--overwrite") and not part.startswith("--phase="):
+                parts.append(part)
         return f"hf-xlt pretrain {shlex.join(parts)} --resume"
-
-
-def _read_manifest(path: str) -> dict[str, Any]:
-    import json
-
-    try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))["languages"]
-        return {entry["code"]: entry for entry in entries}
-    except FileNotFoundError as error:
-        raise ConfigError(f"manifest `{path}` is missing; make one with `hf-xlt lang-stats`.") from error
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ConfigError(f"manifest `{path}` cannot be read: {error}. Make one with `hf-xlt lang-stats`.") from error
-
-
-def _try_batches(phase: Phase, text: Any, tokenizer: Any, config: Any) -> str:
-    """Build one batch of the phase, and one row of every language."""
-    from hf_xlt.pretraining.batches import Layout, PhaseBatches
-    from hf_xlt.pretraining.plan import MLM
-
-    batches = PhaseBatches(
-        phase, text, tokenizer, config.seed, Layout(config.per_device_train_batch_size, config.row_length)
-    )
-    batches.open_streams(0, 1, None)
-    shapes = {name: tuple(value.shape) for name, value in batches.batch(0).items() if hasattr(value, "shape")}
-    if MLM in phase.objectives:
-        for code in batches.shares:
-            batches.row(MLM, code, 0)
-    return ", ".join(f"{name} {shape}" for name, shape in shapes.items())
 
 
 def say(text: str) -> None:

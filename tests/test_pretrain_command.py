@@ -283,7 +283,8 @@ BAD_PLANS = {
     "missing text": ({"sources": ["./no/{lang}.jsonl"]}, "no text fits|no file fits"),
     "unknown training key": ({"training": {"learning_rat": 1}}, "unknown key 'learning_rat'"),
     "steps in training": ({"training": {"max_steps": 3}}, "`max_steps` is not taken"),
-    "bad training value": ({"training": {"masked_share": 2}}, "`masked_share` is 2"),
+    "bad training value": ({"training": {"row_length": 2}}, "`row_length` is 2"),
+    "phase key in training": ({"training": {"alpha": 0.3}}, "`alpha` is not taken here; it is set in each phase"),
     "rows too long": ({"training": {**TRAINING, "row_length": 64}}, "position table ends at 40"),
     "compiled": ({"training": {"torch_compile": True}}, "`--torch-compile` is not supported"),
 }
@@ -411,3 +412,35 @@ def test_held_out_losses_are_recorded(world, tmp_path):
     phases = json.loads((tmp_path / "out" / "xlt_run.json").read_text())["phases"]
     assert set(phases[0]["held_out_loss"]) == {"en"} and set(phases[1]["held_out_loss"]) == {"en", "de", "sw"}
     assert all(0 < loss < 10 for phase in phases for loss in phase["held_out_loss"].values())
+
+
+def test_evaluation_while_training_works(world, tmp_path):
+    training = {**TRAINING, "disable_tqdm": True, "held_out_share": 0.3, "eval_strategy": "steps", "eval_steps": 2}
+    assert main(["pretrain", "--config", make_plan(world, tmp_path, training=training)]) == 0
+    state = json.loads((tmp_path / "out/phase-1-cross/checkpoint-6/trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "eval_avg_loss" in entry] == [2, 4, 6]
+
+
+def test_what_to_do_next_does_not_repeat_the_phase(world, tmp_path, capsys, monkeypatch):
+    plan = make_plan(world, tmp_path)
+    monkeypatch.setattr(sys, "argv", ["hf-xlt", "pretrain", "--config", plan, "--phase", "meta", "--overwrite"])
+    assert main() == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "To go on" in line)
+    assert line.endswith(f"hf-xlt pretrain --config {plan} --resume")
+
+
+def test_a_finished_pretraining_with_a_changed_phase_is_refused(world, tmp_path, capsys):
+    plan = make_plan(world, tmp_path)
+    assert main(["pretrain", "--config", plan]) == 0
+    values = yaml.safe_load(Path(plan).read_text())
+    values["phases"][1]["alpha"] = 0.9
+    Path(plan).write_text(yaml.safe_dump(values))
+    code, text = refused(capsys, ["--config", plan, "--resume"])
+    assert code == 2 and "phase `cross` is finished, and its definition has changed since" in text
+
+
+def test_a_manifest_of_another_tokenizer_is_refused(world, tmp_path, capsys):
+    entries = {"tokenizer": {"name": "x", "hash": "0"}, "languages": []}
+    (tmp_path / "languages.json").write_text(json.dumps(entries))
+    plan = make_plan(world, tmp_path, manifest=str(tmp_path / "languages.json"))
+    assert "was made with another tokenizer" in refused(capsys, ["--config", plan])[1]

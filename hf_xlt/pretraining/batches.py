@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
-from hf_xlt.errors import ConfigError
-from hf_xlt.pretraining.corpus import PackedRows, Subset
+from hf_xlt.pretraining.corpus import PackedRows, Subset, opening_token, separator_token
 from hf_xlt.pretraining.masking import MaskingRule, mask_rows, row_draws
 from hf_xlt.pretraining.mixture import LanguageSampler, temperature_distribution
 from hf_xlt.pretraining.parallel import JoinedDocuments, PairSampler, ParallelText
@@ -243,30 +242,6 @@ class PhaseBatches:
             "pair_attention_mask": torch.from_numpy(mask),
             "pair_numbers": torch.tensor([pair[2] for pair in chosen]),
         }
-
-
-def opening_token(tokenizer: Any) -> int:
-    """Return the token that opens every row.
-
-    Raises:
-        ConfigError: the tokenizer has none.
-    """
-    token = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
-    if token is None:
-        raise ConfigError("the tokenizer has neither a `cls` nor a `bos` token; pre-training rows begin with one.")
-    return token
-
-
-def separator_token(tokenizer: Any) -> int:
-    """Return the token that closes every document.
-
-    Raises:
-        ConfigError: the tokenizer has none, or no padding token.
-    """
-    token = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
-    if token is None or tokenizer.pad_token_id is None:
-        raise ConfigError("the tokenizer lacks a `sep` (or `eos`) or a `pad` token; pre-training needs both.")
-    return token
 
 
 def isolate(ids: np.ndarray, separator: int) -> dict[str, torch.Tensor]:

@@ -61,6 +61,30 @@ class Corpus:
         return self.tokens[self.starts[index] : self.starts[index + 1]]
 
 
+def opening_token(tokenizer: Any) -> int:
+    """Return the token that opens every row.
+
+    Raises:
+        ConfigError: the tokenizer has none.
+    """
+    token = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
+    if token is None:
+        raise ConfigError("the tokenizer has neither a `cls` nor a `bos` token; pre-training rows begin with one.")
+    return token
+
+
+def separator_token(tokenizer: Any) -> int:
+    """Return the token that closes every document.
+
+    Raises:
+        ConfigError: the tokenizer has none, or no padding token.
+    """
+    token = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
+    if token is None or tokenizer.pad_token_id is None:
+        raise ConfigError("the tokenizer lacks a `sep` (or `eos`) or a `pad` token; pre-training needs both.")
+    return token
+
+
 def encode_documents(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int | None = None
 ) -> list[list[int]]:

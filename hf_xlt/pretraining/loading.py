@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -193,3 +194,22 @@ def _stream_size(
 def unknown_shares(corpora: Mapping[str, Subset]) -> dict[str, float]:
     """Return the share of unknown tokens by language."""
     return {code: subset.corpus.unknown / max(len(subset.corpus.tokens), 1) for code, subset in corpora.items()}
+
+
+def read_manifest(path: str, tokenizer: Any) -> dict[str, Any]:
+    """Read the sizes that `hf-xlt lang-stats` wrote, by language.
+
+    Raises:
+        ConfigError: it is missing, cannot be read, or was made with another tokenizer.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        entries, made_with = content["languages"], content["tokenizer"]["hash"]
+        sizes = {entry["code"]: entry for entry in entries}
+    except FileNotFoundError as error:
+        raise ConfigError(f"manifest `{path}` is missing; make one with `hf-xlt lang-stats`.") from error
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ConfigError(f"manifest `{path}` cannot be read: {error}. Make one with `hf-xlt lang-stats`.") from error
+    if made_with != tokenizer_hash(tokenizer):
+        raise ConfigError(f"manifest `{path}` was made with another tokenizer; make it anew with `hf-xlt lang-stats`.")
+    return sizes

@@ -60,12 +60,12 @@ class ParallelText:
         Args:
             shares: q_l.
             pivot: a language that is to be on one side of a set share of the pairs; None for none.
-            pivot_share: that share, when both kinds of pairs exist.
+            pivot_share: that share, when both kinds of pairs exist; 0 leaves it to the mixture.
         """
         weights = {f"{a} {b}": shares[a] * shares[b] for a, b in self.shared}
         with_pivot = {key for key in weights if pivot in key.split()}
         others = set(weights) - with_pivot
-        if not with_pivot or not others:
+        if not with_pivot or not others or not pivot_share:
             total = sum(weights.values())
             return {key: weight / total for key, weight in weights.items()}
         sums = {True: sum(weights[key] for key in with_pivot), False: sum(weights[key] for key in others)}

@@ -16,6 +16,8 @@ from hf_xlt.record import RunRecord
 
 TASK = {"name": "fill-mask", "pipeline_tag": "fill-mask", "auto_model": "AutoModelForMaskedLM", "metric": "loss"}
 _SECRET = ("hub_token",)
+# What one invocation asks for, and repeating the pre-training does not.
+_ONCE = ("--overwrite", "--resume")
 
 
 def start_record(
@@ -57,7 +59,7 @@ def start_record(
         seeds={"seed": config.seed},
         versions=versions(),
         hardware=hardware(config, threads),
-        command=shlex.join(["hf-xlt", "pretrain", *map(_without_folders, command)]),
+        command=shlex.join(["hf-xlt", "pretrain", *(_without_folders(part) for part in command if part not in _ONCE)]),
         created=datetime.datetime.now(datetime.UTC).date().isoformat(),
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hf_xlt.pretraining.batches import PhaseText
+from hf_xlt.pretraining.batches import Layout, PhaseBatches, PhaseText
 from hf_xlt.pretraining.loading import UNKNOWN_LIMIT, unknown_shares
 from hf_xlt.pretraining.mixture import effective_epochs, temperature_distribution
 from hf_xlt.pretraining.plan import CONTRASTIVE, MLM, TLM, Phase
@@ -102,3 +102,20 @@ def report_phase(phase: Phase, text: PhaseText, vocabulary: int, config: Any) ->
         int(batch_tokens * phase.masked_share) * vocabulary * 4,
         tuple(warnings),
     )
+
+
+def try_batches(phase: Phase, text: Any, tokenizer: Any, config: Any) -> str:
+    """Build one batch of the phase, and one row of every language; return the shapes as text.
+
+    Raises:
+        ConfigError: text, tokenizer and phase do not fit together.
+    """
+    batches = PhaseBatches(
+        phase, text, tokenizer, config.seed, Layout(config.per_device_train_batch_size, config.row_length)
+    )
+    batches.open_streams(0, 1, None)
+    shapes = {name: tuple(value.shape) for name, value in batches.batch(0).items() if hasattr(value, "shape")}
+    if MLM in phase.objectives:
+        for code in batches.shares:
+            batches.row(MLM, code, 0)
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items())

@@ -21,7 +21,7 @@ import numpy as np
 
 from hf_xlt.errors import ConfigError, RunError, one_line
 from hf_xlt.files import write_json
-from hf_xlt.pretraining.corpus import encode_documents
+from hf_xlt.pretraining.corpus import encode_documents, separator_token
 from hf_xlt.randomness import derive_seed
 
 STATE_NAME = "data_state-rank{rank}.json"
@@ -78,7 +78,7 @@ class StreamedRows:
         self.shards = getattr(dataset, "num_shards", 1)
         own = range(reader, self.shards, readers) if self.shards >= readers else range(self.shards)
         self._own_shards = np.array(own)
-        self.separator = tokenizer.sep_token_id
+        self.separator = separator_token(tokenizer)
         self.number = self.shard = self.block_number = self.document = self.used = 0
         self.block_start: dict[str, Any] | None = None
         self.failures = 0

@@ -131,7 +131,7 @@ def find_init(name: str) -> Init:
     module, colon, function = name.partition(":")
     if not (module and colon and function):
         raise ConfigError(
-            f"`--init` is {name!r}; it must be {' or '.join(INITS)}, or a function as `package.module:function`."
+            f"`init` is {name!r}; it must be {' or '.join(INITS)}, or a function as `package.module:function`."
         )
     if str(Path.cwd()) not in sys.path:
         # A console script does not look for modules where the user stands; `python -m` does.
@@ -140,12 +140,12 @@ def find_init(name: str) -> Init:
         found = getattr(importlib.import_module(module), function, None)
     except ImportError as error:
         raise ConfigError(
-            f"`--init {name}`: module `{module}` cannot be imported ({one_line(error)}). Install it, or run "
+            f"init `{name}`: module `{module}` cannot be imported ({one_line(error)}). Install it, or run "
             "where it lies."
         ) from error
     if not callable(found):
         raise ConfigError(
-            f"`--init {name}`: `{module}` has no function `{function}`; it must take (old_tokenizer, new_tokenizer, "
+            f"init `{name}`: `{module}` has no function `{function}`; it must take (old_tokenizer, new_tokenizer, "
             "old_embeddings) and return (new_embeddings, copied_mask)."
         )
     return found

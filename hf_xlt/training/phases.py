@@ -235,7 +235,8 @@ def run_phases(
     phases, ledger, trainer, previous = context.phases(), Ledger.read(folder), None, None
     for index, (phase, (own, final)) in enumerate(zip(phases, phase_folders(phases, folder), strict=True)):
         if index < len(ledger.done):
-            _check_finished(phase, ledger.done[index], final)
+            check_finished(phase.name, phase.fingerprint, ledger.done[index])
+            _check_kept(phase, final)
             previous = final
             continue
         if only not in (None, phase.name):
@@ -259,21 +260,29 @@ def run_phases(
     return trainer, ledger
 
 
-def _check_finished(phase: RunPhase, done: dict[str, Any], final: Path) -> None:
+def check_finished(name: str, fingerprint: str | None, done: dict[str, Any]) -> None:
     """Refuse to build on a finished phase that is defined otherwise by now.
 
+    Args:
+        name: what the phase at this place is called now.
+        fingerprint: hash of its definition now.
+        done: its entry in the ledger.
+
     Raises:
-        ConfigError: its name or its definition changed, or its model is not where this run would have put it.
+        ConfigError: its name or its definition changed.
     """
-    if (done["name"], done.get("fingerprint")) != (phase.name, phase.fingerprint):
+    if (done["name"], done.get("fingerprint")) != (name, fingerprint):
         raise ConfigError(
             f"phase `{done['name']}` is finished, and its definition has changed since. Restore it, or start anew in "
             "another `--output-dir`."
         )
+
+
+def _check_kept(phase: RunPhase, final: Path) -> None:
     if not (final / "config.json").is_file():
         raise ConfigError(
-            f"phase `{done['name']}` is finished, but its model is not in `{final}`. A run of one phase keeps its "
-            "model elsewhere; to add phases to it, start a new run from its model."
+            f"phase `{phase.name}` is finished, but its model is not in `{final}`. A run of one phase keeps its model "
+            "elsewhere; to add phases to it, start a new run from its model."
         )
 
 

@@ -173,3 +173,9 @@ def test_isolated_documents_see_themselves_only():
     seen = parts["attention_mask"][0, 0] == 0
     segments = [0, 0, 0, 0, 1, 1, 2]
     assert seen.tolist() == [[one == two for two in segments] for one in segments]
+
+
+def test_without_a_pivot_share_the_mixture_alone_decides():
+    text = ParallelText(parallel_corpora())
+    shares = text.distribution({"en": 0.5, "de": 0.25, "sw": 0.25}, "en", 0.0)
+    assert shares == pytest.approx({"de en": 0.4, "de sw": 0.2, "en sw": 0.4})

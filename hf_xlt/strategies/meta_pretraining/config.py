@@ -86,7 +86,8 @@ class MetaPretrainingConfig(XLTConfig):
         },
     )
     chunk_rows: int | None = field(
-        default=None, metadata={"help": "Rows of logits held at a time; unset: as many as fill 64 MiB."}
+        default=None,
+        metadata={"help": "Rows of logits held at a time; unset: some 31 MiB of them, more for large vocabularies."},
     )
     epoch_limit: float = field(
         default=20.0, metadata={"help": "Warn when a language's text would be read more often than this."}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,13 +92,21 @@ def task_phases(config: Any) -> list[RunPhase]:
     """
 
     def load_text(context: RunContext, phase: Phase, tokenizer: Any) -> PhaseText:
+        from hf_xlt.launch import is_first_process
         from hf_xlt.pretraining.loading import corpora_of_tables, phase_text
+        from hf_xlt.pretraining.report import report_phase
 
         tables = context.roles["text"]
         # Resolved now, against the text that is there.
         resolved = next(known for known in two_phases(config, tuple(sorted(tables))) if known.name == phase.name)
         corpora = corpora_of_tables(tables, tokenizer, resolved)
-        return phase_text(corpora, config.seed, config.held_out_share)
+        text = phase_text(corpora, config.seed, config.held_out_share)
+        if is_first_process():
+            own = copy.copy(config)
+            own.per_device_train_batch_size, own.gradient_accumulation_steps = config.pretraining_batch_size, 1
+            for warning in report_phase(resolved, text, len(tokenizer), own).warnings:
+                print(f"Warning: phase {phase.name}: {warning}", flush=True)  # noqa: T201
+        return text
 
     settings: dict[str, Any] = {
         **OPTIMIZER_SETTINGS,

@@ -54,6 +54,8 @@ class MetaPretrainingTrainer(XLTTrainer):
         Raises:
             ConfigError: model, tokenizer and phase do not fit together.
         """
+        if text.held_out and kwargs.get("eval_dataset") is None:
+            kwargs["eval_dataset"] = dict(text.held_out)
         super().__init__(*args, **kwargs)
         self.phase, self.phase_index, self.steps_before = phase, phase_index, steps_before
         layout = Layout(
@@ -70,8 +72,6 @@ class MetaPretrainingTrainer(XLTTrainer):
         self.pooling = pooling_of(self.args.pooling, self.bare_model().config)
         self._stream_states: dict[str, Any] = {}
         self._meter = Meter()
-        if text.held_out and self.eval_dataset is None:
-            self.eval_dataset = dict(text.held_out)
         if phase.embedding_warmup_steps:
             self.add_callback(EmbeddingsFirst(phase.embedding_warmup_steps))
 
