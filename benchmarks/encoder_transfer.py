@@ -34,10 +34,10 @@ class Task:
     settings: tuple[str, ...]
 
 
-SETTINGS = ("--learning-rate", "5e-4", "--warmup-steps", "0.1", "--per-device-train-batch-size", "32")
+SETTINGS = ("--bf16", "--learning-rate", "1e-4", "--warmup-steps", "0.1", "--per-device-train-batch-size", "32")
 TASKS = (
-    Task("topic", "topic_sib200/{split}.{lang}.parquet", (*SETTINGS, "--num-train-epochs", "8")),
-    Task("sentiment", "sentiment_nusax/{split}.{lang}.parquet", (*SETTINGS, "--num-train-epochs", "8")),
+    Task("topic", "topic_sib200/{split}.{lang}.parquet", (*SETTINGS, "--num-train-epochs", "5")),
+    Task("sentiment", "sentiment_nusax/{split}.{lang}.parquet", (*SETTINGS, "--num-train-epochs", "5")),
 )
 RETRIEVAL = "retrieval_tatoeba/test.{lang}.parquet"
 

@@ -291,7 +291,9 @@ class BatchNumbers(Dataset):
         return batch | {READER_STATE: {str(reader): self.batches.streams_state()}}
 
 
-def batch_loader(numbers: BatchNumbers, workers: int = 0, prefetch: int | None = None) -> DataLoader:
+def batch_loader(
+    numbers: BatchNumbers, workers: int = 0, prefetch: int | None = None, pin_memory: bool = False
+) -> DataLoader:
     """Return a loader of a process's batches in order."""
     return DataLoader(
         numbers,
@@ -299,6 +301,7 @@ def batch_loader(numbers: BatchNumbers, workers: int = 0, prefetch: int | None =
         collate_fn=_only,
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
+        pin_memory=pin_memory,
         generator=torch.Generator(),
     )
 

@@ -82,7 +82,8 @@ class MetaPretrainingTrainer(XLTTrainer):
         workers = self.args.dataloader_num_workers
         count = self.args.max_steps * self.args.gradient_accumulation_steps
         numbers = BatchNumbers(self.batches, count, workers, self._stream_states)
-        return batch_loader(numbers, workers, self.args.dataloader_prefetch_factor)
+        pin_memory = self.args.dataloader_pin_memory and self.args.device.type == "cuda"
+        return batch_loader(numbers, workers, self.args.dataloader_prefetch_factor, pin_memory)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
