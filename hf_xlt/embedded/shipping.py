@@ -45,8 +45,8 @@ It has seen {count} languages, most of them little. It is far weaker than XLM-R 
 
 ## How it was made
 
-With the package's own commands, on one thread of {processor}, beside other jobs, in {minutes:.0f} minutes, seed {seed},
-{precision} ({versions}):
+With the package's own commands, on one thread of {processor}, beside other jobs, in {minutes:.0f} minutes,
+seed {seed}, {precision} ({versions}):
 
     python -m hf_xlt.embedded.text --data DATA --output-dir text
     hf-xlt train-tokenizer --text 'text/multilingual/{{lang}}.parquet' --model bpe --vocab-size 20000 \\
