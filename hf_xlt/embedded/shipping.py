@@ -57,8 +57,8 @@ seed {seed}, {precision} ({versions}):
 
 Each update takes {rows} rows of {length} tokens and, with the contrastive objective, {pairs} translation pairs. The
 order of the phases, one language and then many, is that of Chi et al. 2021 (arXiv 2109.11129); objectives, mixture and
-schedule are ours, and the contrastive objective is our addition. No label was used. Settings were not tuned: this is
-the first full run with them.
+schedule are ours, and the contrastive objective is our addition. No label was used. Settings were not tuned:
+rows and pairs were cut once, in the first minutes, for speed, and this is the first full run.
 
 ## What it does
 
