@@ -20,7 +20,8 @@ from hf_xlt.record import FINISHED, INTERRUPTED, RUNNING, RunRecord
 # Arguments that leave the weights as they would be.
 _FREE_TO_CHANGE = frozenset(
     "phases logging_steps logging_strategy save_steps save_strategy save_total_limit disable_tqdm report_to "
-    "epoch_limit dataloader_num_workers dataloader_prefetch_factor strict_resume eval_strategy eval_steps".split()
+    "epoch_limit max_failed_shards dataloader_num_workers dataloader_prefetch_factor strict_resume eval_strategy "
+    "eval_steps".split()
 )
 # Fields of `MetaPretrainingConfig` that only `hf-xlt run` reads; a plan says these things phase by phase.
 _OF_A_PHASE = frozenset(
@@ -124,6 +125,7 @@ class Pretraining:
             ConfigError: settings, tokenizer, model or output directory cannot be used.
         """
         from hf_xlt.models import ModelSource, load_tokenizer
+        from hf_xlt.pretraining.boundary import check_boundaries
         from hf_xlt.pretraining.loading import read_manifest
         from hf_xlt.strategies.meta_pretraining import STRATEGY
 
@@ -133,6 +135,7 @@ class Pretraining:
         for refusal in self.strategy.refusals:
             if refusal.applies(self.config):
                 raise ConfigError(refusal.reason)
+        check_boundaries(self.plan.phases, self.config, new_encoder=not isinstance(self.plan.model, str))
         self.folder = Path(self.plan.output_dir)
         attention = self.plan.attn_implementation
         self.source = None

@@ -1,4 +1,4 @@
-"""A tiny phase, its text, and its trainer."""
+"""A tiny phase, its text and its trainer; a plan for the command, and the text that it reads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import SPECIAL, WORDS, make_rows, make_tokenizer
+import yaml
+from tiny import SPECIAL, WORDS, make_rows, make_tokenizer, write_rows
 from transformers import AutoModelForMaskedLM, BertConfig, ModernBertConfig, XLMRobertaConfig, set_seed
 
 from hf_xlt.pretraining.batches import PhaseText
@@ -17,6 +18,15 @@ from hf_xlt.strategies.meta_pretraining import MetaPretrainingConfig, MetaPretra
 
 TOKENIZER = make_tokenizer()
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+SHAPE = {
+    "model_type": "bert",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 40,
+}
+TRAINING = {"per_device_train_batch_size": 4, "row_length": 16, "learning_rate": 1e-3, "save_steps": 2}
 ALL_OBJECTIVES = {"mlm": 1.0, "tlm": 0.5, "contrastive": 0.7}
 
 
@@ -73,7 +83,12 @@ def make_phase(**changes: Any) -> Phase:
 
 
 def make_trainer(
-    folder: Path, phase: Phase | None = None, text: PhaseText | None = None, model: Any = None, **changes: Any
+    folder: Path,
+    phase: Phase | None = None,
+    text: PhaseText | None = None,
+    model: Any = None,
+    moments: Any = None,
+    **changes: Any,
 ) -> MetaPretrainingTrainer:
     """The trainer of a tiny phase."""
     torch.set_num_threads(1)
@@ -84,4 +99,33 @@ def make_trainer(
         phase=phase,
         text=text or make_text(),
         processing_class=TOKENIZER,
+        moments=moments,
     )
+
+
+def make_world(root: Path) -> Path:
+    """Write parallel text in three languages, and a tokenizer."""
+    TOKENIZER.save_pretrained(root / "tokenizer")
+    (root / "text").mkdir()
+    for seed, language in enumerate(("en", "de", "sw")):
+        write_rows(root / "text" / f"{language}.jsonl", make_rows(language, 40, seed))
+    return root
+
+
+def make_plan(world: Path, folder: Path, **changes: Any) -> str:
+    """Write a plan of two phases; return its path."""
+    plan = {
+        "model": SHAPE,
+        "tokenizer": str(world / "tokenizer"),
+        "output_dir": str(folder / "out"),
+        "threads": 1,
+        "sources": [str(world / "text" / "{lang}.jsonl")],
+        "training": {**TRAINING, "disable_tqdm": True, "logging_steps": 2},
+        "phases": [
+            {"name": "meta", "steps": 4, "sources": [{"text": str(world / "text/{lang}.jsonl"), "languages": "en"}]},
+            {"name": "cross", "steps": 6, "objectives": ["mlm", "tlm", "contrastive"], "pairs": 4, "alpha": 0.5},
+        ],
+    }
+    path = folder / "plan.yaml"
+    path.write_text(yaml.safe_dump({**plan, **changes}), encoding="utf-8")
+    return str(path)

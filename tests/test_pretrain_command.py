@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from pretraining_setup import TOKENIZER
+from pretraining_setup import SHAPE, TOKENIZER, TRAINING, make_plan, make_world
 from safetensors.torch import load_file
-from tiny import make_rows, same_weights, write_rows
+from tiny import same_weights, write_rows
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from hf_xlt.cli.main import main
@@ -21,45 +21,11 @@ from hf_xlt.pretrain import Pretraining, Request
 from hf_xlt.pretraining.plan_file import read_plan
 
 ROOT = Path(__file__).resolve().parent.parent
-SHAPE = {
-    "model_type": "bert",
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 40,
-}
-TRAINING = {"per_device_train_batch_size": 4, "row_length": 16, "learning_rate": 1e-3, "save_steps": 2}
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Parallel text in three languages, and a tokenizer."""
-    root = tmp_path_factory.mktemp("pretraining")
-    TOKENIZER.save_pretrained(root / "tokenizer")
-    (root / "text").mkdir()
-    for seed, language in enumerate(("en", "de", "sw")):
-        write_rows(root / "text" / f"{language}.jsonl", make_rows(language, 40, seed))
-    return root
-
-
-def make_plan(world, folder, **changes):
-    """Write a plan of two phases; return its path."""
-    plan = {
-        "model": SHAPE,
-        "tokenizer": str(world / "tokenizer"),
-        "output_dir": str(folder / "out"),
-        "threads": 1,
-        "sources": [str(world / "text" / "{lang}.jsonl")],
-        "training": {**TRAINING, "disable_tqdm": True, "logging_steps": 2},
-        "phases": [
-            {"name": "meta", "steps": 4, "sources": [{"text": str(world / "text/{lang}.jsonl"), "languages": "en"}]},
-            {"name": "cross", "steps": 6, "objectives": ["mlm", "tlm", "contrastive"], "pairs": 4, "alpha": 0.5},
-        ],
-    }
-    path = folder / "plan.yaml"
-    path.write_text(yaml.safe_dump({**plan, **changes}), encoding="utf-8")
-    return str(path)
+    return make_world(tmp_path_factory.mktemp("pretraining"))
 
 
 def weights(folder):
@@ -444,3 +410,36 @@ def test_a_manifest_of_another_tokenizer_is_refused(world, tmp_path, capsys):
     (tmp_path / "languages.json").write_text(json.dumps(entries))
     plan = make_plan(world, tmp_path, manifest=str(tmp_path / "languages.json"))
     assert "was made with another tokenizer" in refused(capsys, ["--config", plan])[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "keep", "problem"),
+    [
+        ("model.safetensors", 1000, "its weights are damaged or cut off"),
+        ("model.safetensors", 0, ""),
+        ("config.json", 20, ""),
+        ("tokenizer.json", 30, ""),
+    ],
+)
+def test_a_damaged_model_of_a_finished_phase_is_told_with_the_way_out(name, keep, problem, world, tmp_path, capsys):
+    plan = make_plan(world, tmp_path)
+    assert main(["pretrain", "--config", plan, "--phase", "meta"]) == 0
+    final = tmp_path / "out" / "phase-0-meta" / "final"
+    (final / name).write_bytes((final / name).read_bytes()[:keep])
+    capsys.readouterr()
+    code, text = refused(capsys, ["--config", plan, "--resume"])
+    assert code == 1 and len(text.strip().splitlines()) == 1, text
+    assert f"the model that the phase before `cross` left in `{final}` cannot be" in text and problem in text
+    assert f"Delete `{tmp_path / 'out'}`, or start anew with `--overwrite`." in text and "Copy or download" not in text
+    assert main(["pretrain", "--config", plan, "--overwrite"]) == 0
+
+
+def test_a_damaged_encoder_to_start_from_is_to_be_copied_again(world, tmp_path, capsys):
+    assert main(["pretrain", "--config", make_plan(world, tmp_path)]) == 0
+    path = tmp_path / "out" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    (tmp_path / "next").mkdir()
+    plan = make_plan(world, tmp_path / "next", model=str(tmp_path / "out"), tokenizer=None)
+    capsys.readouterr()
+    code, text = refused(capsys, ["--config", plan])
+    assert code == 2 and "damaged or cut off" in text and text.rstrip().endswith("Copy or download it again.")

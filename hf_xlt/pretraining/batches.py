@@ -14,18 +14,20 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
+from hf_xlt.errors import ConfigError, RunError
 from hf_xlt.pretraining.corpus import PackedRows, Subset, opening_token, separator_token
 from hf_xlt.pretraining.masking import MaskingRule, mask_rows, row_draws
 from hf_xlt.pretraining.mixture import LanguageSampler, temperature_distribution
 from hf_xlt.pretraining.parallel import JoinedDocuments, PairSampler, ParallelText
 from hf_xlt.pretraining.plan import CONTRASTIVE, MLM, TLM, Phase
-from hf_xlt.pretraining.streaming import StreamedRows
+from hf_xlt.pretraining.streaming import MAX_FAILED_SHARDS, StreamedRows
 from hf_xlt.randomness import derive_seed
 
 IGNORED = -100
 # Pairs of so many batches are sorted by length together, which saves most of the padding.
 _WINDOW = 16
 READER_STATE = "reader_state"
+FAILURE = "failure"
 
 
 @dataclass
@@ -38,6 +40,7 @@ class PhaseText:
         streams: streamed data sets by language, with their text column.
         sizes: tokens per language; estimated for streams.
         estimated: languages whose size is an estimate.
+        names: what the streamed data are called, by language, for messages.
     """
 
     corpora: Mapping[str, Subset]
@@ -45,6 +48,7 @@ class PhaseText:
     streams: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
     sizes: Mapping[str, float] = field(default_factory=dict)
     estimated: frozenset[str] = frozenset()
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of_corpora(cls, corpora: Mapping[str, Subset], held_out: Mapping[str, Subset] | None = None) -> PhaseText:
@@ -73,7 +77,15 @@ class Layout:
 class PhaseBatches:
     """Builds the batches of one phase for one process."""
 
-    def __init__(self, phase: Phase, text: PhaseText, tokenizer: Any, seed: int, layout: Layout) -> None:
+    def __init__(
+        self,
+        phase: Phase,
+        text: PhaseText,
+        tokenizer: Any,
+        seed: int,
+        layout: Layout,
+        max_failed_shards: float = MAX_FAILED_SHARDS,
+    ) -> None:
         """Prepare samplers and packers.
 
         Args:
@@ -82,11 +94,13 @@ class PhaseBatches:
             tokenizer: fast tokenizer with mask, separator and a classification or beginning token.
             seed: of the run.
             layout: how updates are split.
+            max_failed_shards: share of a streamed language's shards that may fail in one pass, in [0, 1).
 
         Raises:
             ConfigError: the tokenizer lacks a token, or the phase needs translations and there are none.
         """
         self.phase, self.text, self.tokenizer, self.layout = phase, text, tokenizer, layout
+        self.max_failed_shards = max_failed_shards
         self.key = (seed, "pre-training", phase.name)
         self.first, self.separator = opening_token(tokenizer), separator_token(tokenizer)
         self.rule = MaskingRule.from_tokenizer(tokenizer, phase.masked_share, whole_words=phase.whole_words)
@@ -146,10 +160,11 @@ class PhaseBatches:
                 self.body,
                 *self.key,
                 code,
-                where=f"the text of `{code}`",
+                where=f"the text of `{code}`" + (f" ({self.text.names[code]})" if code in self.text.names else ""),
                 text_column=column,
                 reader=reader,
                 readers=readers,
+                max_failed_shards=self.max_failed_shards,
             )
             if state:
                 stream.load_state(state[code])
@@ -278,7 +293,7 @@ class BatchNumbers(Dataset):
         return self.count
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """Build one batch; with streamed text it carries the state of the streams after it."""
+        """Build one batch; with streamed text it carries the state of the streams after it, or what stopped them."""
         if not self.batches.text.streams:
             return self.batches.batch(number)
         # The loader deals numbers out in turn, so a worker always meets the same reader, wherever a run was resumed.
@@ -287,7 +302,11 @@ class BatchNumbers(Dataset):
             readers = self.batches.layout.processes * self.workers
             self.batches.open_streams(reader, readers, self.states.get(str(reader)))
             self._reader = reader
-        batch = self.batches.batch(number)
+        try:
+            batch = self.batches.batch(number)
+        except (ConfigError, RunError) as error:
+            # Raised in a worker, it would reach the main process as a traceback.
+            return {FAILURE: error}
         return batch | {READER_STATE: {str(reader): self.batches.streams_state()}}
 
 

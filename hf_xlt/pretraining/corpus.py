@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _BATCH = 2000
+# Tokens looked at together.
+_TOKENS = 2**24
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,17 @@ class Subset:
     def document(self, index: int) -> np.ndarray:
         """Return one document's tokens."""
         return self.corpus.document(self.chosen[index])
+
+    def pieces(self, rows: int) -> np.ndarray:
+        """Return which ids occur: (rows,) bool; `rows` is above every id."""
+        held = np.zeros(rows, dtype=bool)
+        # Documents that follow each other are read at once.
+        breaks = np.flatnonzero(np.diff(self.chosen) != 1) + 1
+        for run in np.split(self.chosen, breaks) if len(self.chosen) else []:
+            begin, end = int(self.corpus.starts[run[0]]), int(self.corpus.starts[run[-1] + 1])
+            for start in range(begin, end, _TOKENS):
+                held[self.corpus.tokens[start : min(start + _TOKENS, end)]] = True
+        return held
 
 
 def hold_out(corpus: Corpus, share: float, *key: int | str) -> tuple[Subset, Subset]:

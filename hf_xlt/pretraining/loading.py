@@ -74,6 +74,7 @@ def load_phase_text(
     """
     parts: dict[str, list[tuple[Source, Any]]] = {}
     streams: dict[str, tuple[Any, str]] = {}
+    names: dict[str, str] = {}
     for source in phase.sources:
         opened, codes = source_languages(source)
         for code in codes:
@@ -81,6 +82,7 @@ def load_phase_text(
                 if code in streams:
                     raise ConfigError(f"phase `{phase.name}` streams `{code}` from two sources; join them into one.")
                 streams[code] = (_open_stream(opened, source, code), source.text_column)
+                names[code] = opened.name
             else:
                 parts.setdefault(code, []).append((source, opened))
     both = sorted(set(parts) & set(streams))
@@ -91,7 +93,7 @@ def load_phase_text(
     sizes = dict(text.sizes)
     for code, (dataset, column) in sorted(streams.items()):
         sizes[code] = _stream_size(code, dataset, column, tokenizer, manifest, phase.alpha)
-    return PhaseText(text.corpora, text.held_out, streams, sizes, frozenset(streams))
+    return PhaseText(text.corpora, text.held_out, streams, sizes, frozenset(streams), names)
 
 
 def phase_text(corpora: Mapping[str, Corpus], seed: int, held_out_share: float = 0.0) -> PhaseText:

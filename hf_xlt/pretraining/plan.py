@@ -19,6 +19,10 @@ from hf_xlt.errors import ConfigError, close_match
 MLM, TLM, CONTRASTIVE = "mlm", "tlm", "contrastive"
 OBJECTIVES = (MLM, TLM, CONTRASTIVE)
 ALL_LANGUAGES = "all"
+LEAVE, REDRAW, FREEZE = "leave", "redraw", "freeze"
+UNSEEN_ROWS = (LEAVE, REDRAW, FREEZE)
+# Fields that came later: a phase that leaves them alone is the same phase as before.
+_LATER_FIELDS = {"optimizer_carry": False, "unseen_rows": LEAVE}
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,10 @@ class Phase:
         tokenizer: directory or Hub id of a new tokenizer at the start of the phase; None keeps the model's.
         embedding_init: how rows of new pieces start: `overlap`, `random`, or `package.module:function`.
         embedding_warmup_steps: first updates that train only the embeddings, after a change of tokenizer.
+        optimizer_carry: start with the AdamW moments that the phase before ended with; not of embeddings that changed
+            in between. The schedule starts anew all the same.
+        unseen_rows: what happens to embeddings of pieces that the text does not hold: `leave`, `redraw` (when the next
+            phase starts, those of pieces in no text so far are drawn like the others) or `freeze` (in this phase).
     """
 
     name: str
@@ -87,6 +95,8 @@ class Phase:
     tokenizer: str | None = None
     embedding_init: str = "overlap"
     embedding_warmup_steps: int = 0
+    optimizer_carry: bool = False
+    unseen_rows: str = LEAVE
 
     def __post_init__(self) -> None:
         """Check ranges.
@@ -104,6 +114,11 @@ class Phase:
         return {name: weight for name, weight in self.objectives.items() if name in (MLM, TLM)}
 
     @property
+    def weights(self) -> list[float]:
+        """Weights of the parts of the loss: the masked objectives in their order, then the contrastive one."""
+        return [*self.masked.values(), *(self.objectives[name] for name in self.objectives if name == CONTRASTIVE)]
+
+    @property
     def parallel(self) -> bool:
         """Whether it needs translations."""
         return TLM in self.objectives or CONTRASTIVE in self.objectives
@@ -117,7 +132,12 @@ class Phase:
             source["text"] = shareable_pattern(source["text"])
         if self.tokenizer is not None:
             values["tokenizer"] = shareable_pattern(self.tokenizer)
-        return values
+        return {name: value for name, value in values.items() if _LATER_FIELDS.get(name, ...) != value}
+
+    def changes_from(self, definition: Mapping[str, Any]) -> list[str]:
+        """Return the names of what differs from the definition of another phase."""
+        own = self.definition()
+        return sorted(name for name in own.keys() | definition.keys() if own.get(name) != definition.get(name))
 
     def fingerprint(self) -> str:
         """Return a hash of the definition."""
@@ -150,7 +170,17 @@ def _problems(phase: Phase) -> list[str]:
         problems.append(f"`pairs` is {phase.pairs}; in-batch contrast needs 2 or more")
     if phase.pair_length < 4:
         problems.append(f"`pair_length` is {phase.pair_length}; give 4 tokens or more")
-    if phase.parallel and any(source.streaming for source in phase.sources):
+    if not isinstance(phase.optimizer_carry, bool):
+        problems.append(f"`optimizer_carry` is {phase.optimizer_carry!r}; it must be true or false")
+    streamed = any(source.streaming for source in phase.sources)
+    if phase.unseen_rows not in UNSEEN_ROWS:
+        problems.append(f"`unseen_rows` is {phase.unseen_rows!r}; choose from {', '.join(UNSEEN_ROWS)}")
+    elif phase.unseen_rows != LEAVE and streamed:
+        problems.append(
+            f"`unseen_rows: {phase.unseen_rows}` needs text that is not streamed: the pieces that streamed text holds "
+            "are known only when it is read"
+        )
+    if phase.parallel and streamed:
         problems.append("tlm and contrastive need text that is not streamed: translations are found by id beforehand")
     return problems
 

@@ -4,28 +4,46 @@ The data set is read in blocks of documents; a block is shuffled by its number a
 local text are, the remainder carried over. The state is where the current block starts, which document of it is being
 read and how many of its tokens are used: a few hundred bytes, from which the stream goes on exactly. (The shuffle
 buffer of `datasets` is refilled on resume, which repeats some rows and loses others.)
+
+A read that fails is repeated; when it goes on failing, the rest of that shard is left out until the next pass, and the
+state counts it. Losing more shards than allowed ends the run.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import json
+import sys
 import time
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from hf_xlt.errors import ConfigError, RunError, one_line
-from hf_xlt.files import write_json
 from hf_xlt.pretraining.corpus import encode_documents, separator_token
 from hf_xlt.randomness import derive_seed
 
-STATE_NAME = "data_state-rank{rank}.json"
+MAX_FAILED_SHARDS = 0.1
 _ATTEMPTS = 3
+
+
+def _read_errors() -> tuple[type[Exception], ...]:
+    """Return what reading a shard raises when the connection fails, or the file is missing, damaged or cut off."""
+    # The Hub's client raises errors of its HTTP library, which changed its name; aiohttp reads from other addresses.
+    from huggingface_hub.errors import HTTPError
+
+    others = (sys.modules["aiohttp"].ClientError,) if "aiohttp" in sys.modules else ()
+    return OSError, EOFError, zlib.error, pa.ArrowException, HTTPError, *others
+
+
+def too_many_failed(failed: int, shards: int, allowed: float) -> bool:
+    """Say whether `failed` shards of `shards` are more than the share `allowed`, in [0, 1)."""
+    # Without the margin the rounding of the product decides where both sides are equal.
+    return failed > allowed * shards + 1e-9
 
 
 @contextlib.contextmanager
@@ -55,6 +73,7 @@ class StreamedRows:
         readers: int = 1,
         block: int = 10_000,
         wait_seconds: float = 1.0,
+        max_failed_shards: float = MAX_FAILED_SHARDS,
     ) -> None:
         """Read a part of `dataset`.
 
@@ -70,10 +89,12 @@ class StreamedRows:
             readers: how many there are, over processes and workers.
             block: documents that are shuffled together.
             wait_seconds: before a failed read is repeated; doubled each time.
+            max_failed_shards: share of the data set's shards that may fail in one pass, in [0, 1). A reader that
+                cannot read a single one of its shards always ends the run.
         """
         self.tokenizer, self.body, self.key, self.where = tokenizer, body, key, where
         self.text_column, self.reader, self.readers, self.block = text_column, reader, readers, block
-        self.wait_seconds = wait_seconds
+        self.wait_seconds, self.max_failed_shards = wait_seconds, max_failed_shards
         self.dataset = dataset
         self.shards = getattr(dataset, "num_shards", 1)
         own = range(reader, self.shards, readers) if self.shards >= readers else range(self.shards)
@@ -81,25 +102,32 @@ class StreamedRows:
         self.separator = separator_token(tokenizer)
         self.number = self.shard = self.block_number = self.document = self.used = 0
         self.block_start: dict[str, Any] | None = None
-        self.failures = 0
+        self.failures = self.skipped = self.failed = self.failed_pass = 0
         self._documents: list[list[int]] | None = None
         self._after_block: dict[str, Any] | None = None
 
-    def _shard(self) -> Any:
-        """Return the shard at hand, in this pass's order of shards."""
+    def _shard_number(self) -> int:
+        """Return the number of the shard at hand, in this pass's order of shards."""
         seed = derive_seed(*self.key, self.reader, self.number, "shards")
-        order = np.random.Generator(np.random.Philox(key=seed)).permutation(self._own_shards)
+        return int(np.random.Generator(np.random.Philox(key=seed)).permutation(self._own_shards)[self.shard])
+
+    def _shard(self) -> Any:
+        """Return the shard at hand."""
         # A data set bound to a state stays bound to it, so each block reads from a copy of its own.
         dataset = copy.deepcopy(self.dataset)
         if self.shards > 1:
-            dataset = dataset.shard(num_shards=self.shards, index=int(order[self.shard]), contiguous=False)
+            dataset = dataset.shard(num_shards=self.shards, index=self._shard_number(), contiguous=False)
         if self.shards >= self.readers:
             return dataset
         reader, readers = self.reader, self.readers
         return dataset.filter(lambda row, index: index % readers == reader, with_indices=True)
 
     def state(self) -> dict[str, Any]:
-        """Return where this reader is, JSON-able."""
+        """Return where this reader is, JSON-able.
+
+        Beside the place: `failures`, reads that failed; `skipped`, shards left out so far; `failed`, those of the pass
+        `failed_pass`, which is the last one that lost any.
+        """
         return {
             "pass": self.number,
             "shard": self.shard,
@@ -108,12 +136,18 @@ class StreamedRows:
             "document": self.document,
             "used": self.used,
             "failures": self.failures,
+            "skipped": self.skipped,
+            "failed": self.failed,
+            "failed_pass": self.failed_pass,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from `state()`."""
         self.number, self.shard, self.block_number = state["pass"], state["shard"], state["block"]
         self.document, self.used, self.failures = state["document"], state["used"], state["failures"]
+        # States of before shards were skipped lack these.
+        self.skipped, self.failed = state.get("skipped", 0), state.get("failed", 0)
+        self.failed_pass = state.get("failed_pass", 0)
         self.block_start = copy.deepcopy(state["block_start"])
         self._documents = self._after_block = None
 
@@ -122,7 +156,7 @@ class StreamedRows:
 
         Raises:
             ConfigError: the text column is missing, or a pass holds no text.
-            RunError: the data could not be read after several attempts.
+            RunError: more shards than allowed, or all of this reader's, could not be read after several attempts.
         """
         row = np.empty(self.body, dtype=np.int64)
         filled = 0
@@ -159,8 +193,14 @@ class StreamedRows:
         """Read, tokenise and shuffle the block at hand; empty ones are passed over."""
         first = (self.number, self.shard, self.block_number)
         while True:
-            texts, self._after_block = self._read_block()
-            documents = [tokens for tokens in encode_documents(texts, self.tokenizer) if tokens] if texts else []
+            block = self._read_block()
+            if block is None:
+                # A document that was begun before is closed, as if it ended here.
+                documents = [[]] if self.used else []
+                self.document, self._after_block = 0, None
+            else:
+                texts, self._after_block = block
+                documents = [tokens for tokens in encode_documents(texts, self.tokenizer) if tokens] if texts else []
             if documents:
                 break
             self._close_block()
@@ -170,8 +210,8 @@ class StreamedRows:
         order = np.random.Generator(np.random.Philox(key=seed)).permutation(len(documents))
         self._documents = [documents[index] for index in order]
 
-    def _read_block(self) -> tuple[list[str], dict[str, Any] | None]:
-        """Return the block's texts, and the state after it (None at the end of the shard)."""
+    def _read_block(self) -> tuple[list[str], dict[str, Any] | None] | None:
+        """Return the block's texts, and the state after it (None at the end of the shard); None for a failed shard."""
         for attempt in range(_ATTEMPTS):
             try:
                 dataset = self._shard()
@@ -181,17 +221,39 @@ class StreamedRows:
                     rows = list(islice(self._rows(dataset), self.block))
                 after = dataset.state_dict() if len(rows) == self.block else None
                 return [text for text in rows if text and text.strip()], copy.deepcopy(after)
-            except ConfigError:
-                raise
-            except (OSError, ConnectionError, TimeoutError) as error:
+            except _read_errors() as error:
                 self.failures += 1
                 if attempt == _ATTEMPTS - 1:
-                    raise RunError(
-                        f"{self.where} cannot be read: {one_line(error)}. {_ATTEMPTS} attempts failed; check the "
-                        "network or the file, and continue with `--resume`."
-                    ) from error
-                time.sleep(self.wait_seconds * 2**attempt)
-        raise AssertionError("unreachable")
+                    self._give_up(error)
+                else:
+                    time.sleep(self.wait_seconds * 2**attempt)
+        return None
+
+    def _give_up(self, error: Exception) -> None:
+        """Count the shard at hand as lost to this pass, and warn.
+
+        Raises:
+            RunError: that is one too many.
+        """
+        self.failed = self.failed + 1 if self.failed_pass == self.number else 1
+        self.failed_pass, self.skipped = self.number, self.skipped + 1
+        reason = one_line(error).rstrip(".")
+        if self.failed == len(self._own_shards):
+            raise RunError(
+                f"{self.where} cannot be read: {reason}. {_ATTEMPTS} attempts failed; check the network or the file, "
+                "and continue with `--resume`."
+            ) from error
+        if too_many_failed(self.failed, self.shards, self.max_failed_shards):
+            raise RunError(
+                f"{self.where}: {self.failed} of {self.shards} shards cannot be read, the last one because: {reason}. "
+                f"`max_failed_shards` is {self.max_failed_shards:g}; check the network or the files, or raise it, and "
+                "continue with `--resume`."
+            ) from error
+        print(  # noqa: T201
+            f"Warning: {self.where}: shard {self._shard_number()} of {self.shards} (counted from 0) cannot be read: "
+            f"{reason}. {_ATTEMPTS} attempts failed; the rest of it is left out in this pass.",
+            flush=True,
+        )
 
     def _rows(self, dataset: Any) -> Iterator[str]:
         for row in dataset:
@@ -200,46 +262,3 @@ class StreamedRows:
                     f"{self.where} must contain a `{self.text_column}` column; its columns are {', '.join(row)}."
                 )
             yield row[self.text_column]
-
-
-def write_states(folder: Path, rank: int, layout: list[int], readers: Mapping[str, Any]) -> None:
-    """Write where the streams of one process are into a checkpoint.
-
-    Args:
-        folder: the checkpoint.
-        rank: index of the process.
-        layout: numbers of processes and of loader workers.
-        readers: states by reader.
-    """
-    write_json(folder / STATE_NAME.format(rank=rank), {"layout": layout, "readers": readers})
-
-
-def read_states(folder: Path, rank: int, layout: list[int], strict: bool) -> dict[str, Any]:
-    """Read what `write_states` wrote; nothing, with a warning, when the layout has changed.
-
-    Args:
-        folder: the checkpoint.
-        rank: index of this process.
-        layout: numbers of processes and of loader workers now.
-        strict: refuse another layout.
-
-    Raises:
-        ConfigError: the layout has changed under `strict`.
-        RunError: the file is damaged.
-    """
-    path = folder / STATE_NAME.format(rank=rank)
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        if saved is not None and saved["layout"] == layout:
-            return saved["readers"]
-    except (ValueError, KeyError) as error:
-        raise RunError(f"`{folder.name}/{path.name}` is damaged; resume from an earlier checkpoint.") from error
-    before = "{} processes and {} loader workers".format(*saved["layout"]) if saved else "fewer processes"
-    message = (
-        f"the run was saved with {before} and goes on with {layout[0]} and {layout[1]}: streamed text starts over, so "
-        "some rows are read again."
-    )
-    if strict:
-        raise ConfigError(f"{message} Resume with the same numbers, or without `--strict-resume`.")
-    print(f"Warning: {message}", flush=True)  # noqa: T201
-    return {}

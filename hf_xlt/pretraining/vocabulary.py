@@ -253,6 +253,17 @@ def _output_weights(model: PreTrainedModel) -> list[str]:
     return [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor is layer.weight]
 
 
+def vocabulary_parameters(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
+    """Return the parameters with one row or entry per piece, by name: embeddings, output layer and output bias."""
+    embeddings = model.get_input_embeddings().weight
+    outputs, rows = set(_output_weights(model)), len(embeddings)
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter is embeddings or name in outputs or (name.endswith(_BIASES) and parameter.shape == (rows,))
+    }
+
+
 def _new_bias(old: torch.Tensor, rows: Mapping[int, int], copied: torch.Tensor) -> torch.Tensor:
     bias = old.float().mean().to(old.dtype).repeat(len(copied))
     for new, previous in rows.items():

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from hf_xlt.errors import ConfigError
 from hf_xlt.languages import check_code
 from hf_xlt.pretraining.plan import MLM, OBJECTIVES, TLM, Phase, Source, split_budget
+from hf_xlt.pretraining.streaming import MAX_FAILED_SHARDS
 from hf_xlt.registry import Refusal
 from hf_xlt.training.config import XLTConfig
 
@@ -100,6 +101,13 @@ class MetaPretrainingConfig(XLTConfig):
         default=False,
         metadata={"help": "Refuse to resume streamed text with another number of processes or loader workers."},
     )
+    max_failed_shards: float = field(
+        default=MAX_FAILED_SHARDS,
+        metadata={
+            "help": "Share of a streamed language's shards that may fail in one pass, in [0, 1); each is skipped for "
+            "that pass with a warning, and more of them end the run. Ours."
+        },
+    )
     allow_phase_change: bool = field(
         default=False, metadata={"help": "Resume although the definition of the phase under way has changed."}
     )
@@ -130,6 +138,7 @@ def _problems(config: MetaPretrainingConfig) -> list[str]:
         "chunk_rows": (config.chunk_rows is None or config.chunk_rows >= 1, "1 or more"),
         "epoch_limit": (config.epoch_limit > 0, "above 0"),
         "held_out_share": (0 <= config.held_out_share <= 0.5, "a share in [0, 0.5]"),
+        "max_failed_shards": (0 <= config.max_failed_shards < 1, "a share in [0, 1)"),
     }
     problems = [
         f"`{name}` is {getattr(config, name)}; it must be {allowed}"

@@ -8,6 +8,7 @@ from torch import nn
 
 from hf_xlt.errors import ConfigError
 from hf_xlt.pretraining.objectives import base_model
+from hf_xlt.pretraining.plan import FREEZE, Phase
 
 
 def check_model(model: nn.Module, tokenizer: Any, row_length: int) -> None:
@@ -30,6 +31,21 @@ def check_model(model: nn.Module, tokenizer: Any, row_length: int) -> None:
     longest -= first_position(model)
     if row_length > longest:
         raise ConfigError(f"`row_length` is {row_length}, the model's position table ends at {longest}.")
+
+
+def check_whole(phase: Phase) -> None:
+    """Refuse what needs whole parameters in every process, where FSDP or DeepSpeed divides them.
+
+    Raises:
+        ConfigError: the phase carries an optimizer over, or freezes rows.
+    """
+    asked = {"optimizer_carry": phase.optimizer_carry, f"unseen_rows: {FREEZE}": phase.unseen_rows == FREEZE}
+    for name, wanted in asked.items():
+        if wanted:
+            raise ConfigError(
+                f"phase `{phase.name}`: `{name}` does not work with FSDP or DeepSpeed, where no process holds whole "
+                "parameters. Leave it out, or train without them."
+            )
 
 
 def first_position(bare: nn.Module) -> int:

@@ -7,13 +7,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import SchedulerType
 from transformers.trainer_utils import IntervalStrategy
 
+from hf_xlt.errors import ConfigError
 from hf_xlt.pretraining.batches import PhaseText
-from hf_xlt.pretraining.plan import Phase
+from hf_xlt.pretraining.plan import REDRAW, Phase
+from hf_xlt.strategies.meta_pretraining.carry import CarriedMoments, last_checkpoint
 from hf_xlt.strategies.meta_pretraining.config import OPTIMIZER_SETTINGS, two_phases
 from hf_xlt.strategies.meta_pretraining.trainer import MetaPretrainingTrainer
+from hf_xlt.training.checkpoints import newest_complete
 from hf_xlt.training.phases import RunContext, RunPhase, single_phase
 from hf_xlt.training.trainer import XLTTrainer
 
@@ -33,24 +37,30 @@ def pretraining_phases(
     """
     made, before = [], 0
     for index, phase in enumerate(phases):
-        made.append(_run_phase(phase, index, before, load_text, changes))
+        made.append(_run_phase(phases[: index + 1], before, load_text, changes))
         before += phase.steps
     return made
 
 
 def _run_phase(
-    phase: Phase,
-    index: int,
+    phases: Sequence[Phase],
     steps_before: int,
     load_text: Callable[[RunContext, Phase, Any], PhaseText],
     changes: dict[str, Any],
 ) -> RunPhase:
+    *earlier, phase = phases
+
     def build(context: RunContext, folder: Path, previous: Path | None) -> MetaPretrainingTrainer:
         settings = {"max_steps": phase.steps, **changes}
         if phase.learning_rate is not None:
             settings["learning_rate"] = phase.learning_rate
         config = context.config_for(folder, **settings)
+        moments = _moments(earlier, phase, folder, previous)
         model, tokenizer = context.load_masked_lm(previous), context.tokenizer_of(previous)
+        if earlier and earlier[-1].unseen_rows == REDRAW:
+            _redraw(
+                model, tokenizer, [load_text(context, before, tokenizer) for before in earlier], phase, config.seed
+            )
         if phase.tokenizer is not None:
             model, tokenizer = _change_vocabulary(model, tokenizer, phase, config.seed)
         text = load_text(context, phase, tokenizer)
@@ -60,8 +70,9 @@ def _run_phase(
             model,
             phase=phase,
             text=text,
-            phase_index=index,
+            phase_index=len(earlier),
             steps_before=steps_before,
+            moments=moments,
             train_dataset=None,
             eval_dataset=None,
             data_collator=None,
@@ -73,6 +84,32 @@ def _run_phase(
         )
 
     return RunPhase(phase.name, build, phase.fingerprint(), phase.steps)
+
+
+def _moments(earlier: Sequence[Phase], phase: Phase, folder: Path, previous: Path | None) -> CarriedMoments:
+    before = earlier[-1] if earlier else None
+    # A phase that was cut short goes on with its own optimizer.
+    if not phase.optimizer_carry or newest_complete(folder) is not None:
+        return CarriedMoments(phase, before)
+    if before is None or previous is None:
+        raise ConfigError(f"phase `{phase.name}`: `optimizer_carry` needs a phase before it. Leave it out.")
+    return CarriedMoments(phase, before, last_checkpoint(previous.parent, before, phase))
+
+
+def _redraw(model: Any, tokenizer: Any, texts: Sequence[PhaseText], phase: Phase, seed: int) -> None:
+    from hf_xlt.launch import is_first_process
+    from hf_xlt.pretraining.unseen import redraw_rows, seen_pieces
+
+    rows = len(model.get_input_embeddings().weight)
+    seen = [seen_pieces(text, tokenizer, rows) for text in texts]
+    if any(part is None for part in seen):
+        raise ConfigError("`unseen_rows: redraw` needs text that is not streamed in all phases so far.")
+    count = redraw_rows(model, np.logical_or.reduce(seen), seed)
+    if is_first_process():
+        print(  # noqa: T201
+            f"Phase {phase.name}: {count:,} of {rows:,} embeddings are drawn anew; no text so far holds their pieces.",
+            flush=True,
+        )
 
 
 def _change_vocabulary(model: Any, tokenizer: Any, phase: Phase, seed: int) -> tuple[Any, Any]:

@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from hf_xlt.errors import ConfigError
-from hf_xlt.pretraining.batches import READER_STATE, BatchNumbers, Layout, PhaseBatches, PhaseText, batch_loader
+from hf_xlt.pretraining.batches import BatchNumbers, Layout, PhaseBatches, PhaseText, batch_loader
 from hf_xlt.pretraining.evaluation import held_out_losses
 from hf_xlt.pretraining.meter import Meter
 from hf_xlt.pretraining.objectives import IGNORED, contrastive_losses, masked_lm_loss, sentence_vectors
-from hf_xlt.pretraining.plan import CONTRASTIVE, Phase
-from hf_xlt.pretraining.streaming import read_states, write_states
+from hf_xlt.pretraining.plan import Phase
+from hf_xlt.pretraining.stream_states import StreamStates
+from hf_xlt.strategies.meta_pretraining.carry import CarriedMoments
 from hf_xlt.strategies.meta_pretraining.embeddings_first import EmbeddingsFirst
-from hf_xlt.strategies.meta_pretraining.fit import check_model, first_position, pooling_of
+from hf_xlt.strategies.meta_pretraining.fit import check_model, check_whole, first_position, pooling_of
+from hf_xlt.strategies.meta_pretraining.unseen_rows import UnseenRows
 from hf_xlt.training.trainer import XLTTrainer
 from hf_xlt.training.window import UpdateWindow
 
@@ -39,7 +41,14 @@ class MetaPretrainingTrainer(XLTTrainer):
     """
 
     def __init__(
-        self, *args: Any, phase: Phase, text: PhaseText, phase_index: int = 0, steps_before: int = 0, **kwargs: Any
+        self,
+        *args: Any,
+        phase: Phase,
+        text: PhaseText,
+        phase_index: int = 0,
+        steps_before: int = 0,
+        moments: CarriedMoments | None = None,
+        **kwargs: Any,
     ) -> None:
         """Build the trainer of one phase; other arguments as for `XLTTrainer`.
 
@@ -49,6 +58,7 @@ class MetaPretrainingTrainer(XLTTrainer):
             text: what it reads.
             phase_index: its number in the run, for logs and checkpoints.
             steps_before: updates of the phases before it, for the logs.
+            moments: those of the phase before, under `optimizer_carry`.
             **kwargs: as for `XLTTrainer`. `processing_class` must be the tokenizer.
 
         Raises:
@@ -58,20 +68,21 @@ class MetaPretrainingTrainer(XLTTrainer):
             kwargs["eval_dataset"] = dict(text.held_out)
         super().__init__(*args, **kwargs)
         self.phase, self.phase_index, self.steps_before = phase, phase_index, steps_before
-        layout = Layout(
-            self.args.per_device_train_batch_size,
-            self.args.row_length,
-            self.args.process_index,
-            self.args.world_size,
-        )
-        check_model(self.model, self.processing_class, self.args.row_length)
-        self.batches = PhaseBatches(phase, text, self.processing_class, self.args.seed, layout)
-        self.weights = [*phase.masked.values()]
-        if CONTRASTIVE in phase.objectives:
-            self.weights.append(phase.objectives[CONTRASTIVE])
+        own = self.args
+        layout = Layout(own.per_device_train_batch_size, own.row_length, own.process_index, own.world_size)
+        check_model(self.model, self.processing_class, own.row_length)
+        lost = own.max_failed_shards
+        self.batches = PhaseBatches(phase, text, self.processing_class, own.seed, layout, lost)
+        self.streams = StreamStates(text, own.process_index, own.world_size, own.dataloader_num_workers, lost)
+        self.weights = phase.weights
         self.pooling = pooling_of(self.args.pooling, self.bare_model().config)
-        self._stream_states: dict[str, Any] = {}
         self._meter = Meter()
+        self.unseen = UnseenRows(phase, text, self.processing_class)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            check_whole(phase)
+        else:
+            self.add_callback(self.unseen)
+            self.add_callback(moments or CarriedMoments(phase))
         if phase.embedding_warmup_steps:
             self.add_callback(EmbeddingsFirst(phase.embedding_warmup_steps))
 
@@ -81,9 +92,9 @@ class MetaPretrainingTrainer(XLTTrainer):
         """Return the phase's batches for this process, in order; the stock resume skips by number."""
         workers = self.args.dataloader_num_workers
         count = self.args.max_steps * self.args.gradient_accumulation_steps
-        numbers = BatchNumbers(self.batches, count, workers, self._stream_states)
-        pin_memory = self.args.dataloader_pin_memory and self.args.device.type == "cuda"
-        return batch_loader(numbers, workers, self.args.dataloader_prefetch_factor, pin_memory)
+        numbers = BatchNumbers(self.batches, count, workers, self.streams.readers)
+        pinned = self.args.dataloader_pin_memory and self.args.device.type == "cuda"
+        return batch_loader(numbers, workers, self.args.dataloader_prefetch_factor, pinned)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -94,25 +105,32 @@ class MetaPretrainingTrainer(XLTTrainer):
             The micro-batches, and the units as a (K,) tensor: masked tokens of each objective, then pairs.
         """
         start = time.perf_counter()
-        batches = [next(epoch_iterator) for _ in range(num_batches)]
+        batches = self.streams.take([next(epoch_iterator) for _ in range(num_batches)])
         self._meter.waited += time.perf_counter() - start
-        for batch in batches:
-            self._stream_states |= batch.pop(READER_STATE, {})
-        counts = torch.zeros(len(self.weights), dtype=torch.float32, device=device)
-        for batch in batches:
-            counts += self._units(batch).to(device)
-        if self.args.world_size > 1:
-            counts = self.accelerator.reduce(counts, reduction="sum")
+        counts = self._over_processes(sum(map(self._units, batches)).to(device))
+        if self.streams.shards:
+            self.streams.check(self._over_processes(self.streams.count().to(device)))
         self.window = UpdateWindow(self.args.seed, self.state.global_step, counts.clamp(min=1.0))
         return batches, self.window.units
 
+    def _over_processes(self, counts: Tensor) -> Tensor:
+        return self.accelerator.reduce(counts, reduction="sum") if self.args.world_size > 1 else counts
+
     def _units(self, batch: Mapping[str, Any]) -> Tensor:
-        counts = []
-        for index in range(len(self.phase.masked)):
-            counts.append(float(batch["labels"][batch["objective"] == index].ne(IGNORED).sum()))
+        kinds = range(len(self.phase.masked))
+        counts = [float(batch["labels"][batch["objective"] == kind].ne(IGNORED).sum()) for kind in kinds]
         if "pair_numbers" in batch:
             counts.append(float(len(batch["pair_numbers"])))
         return torch.tensor(counts)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None
+    ) -> Tensor:
+        """Do one micro-batch's forward and backward pass; frozen rows keep no gradient."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            self.unseen.mask_gradients()
+        return loss
 
     # ---- Loss
 
@@ -180,25 +198,26 @@ class MetaPretrainingTrainer(XLTTrainer):
         return metrics
 
     def phase_facts(self) -> dict[str, Any]:
-        """Return the masked-LM loss on held-out documents per language, where there are any."""
-        if not self.eval_dataset:
-            return {}
-        losses = held_out_losses(self, self.eval_dataset)
-        return {"held_out_loss": {language: round(value, 4) for language, value in losses.items()}}
+        """Return the masked-LM loss on held-out documents and the skipped shards per language, if there are any."""
+        facts: dict[str, Any] = {"skipped_shards": dict(self.streams.skipped)} if self.streams.skipped else {}
+        if self.eval_dataset:
+            losses = held_out_losses(self, self.eval_dataset)
+            facts["held_out_loss"] = {language: round(value, 4) for language, value in losses.items()}
+        return facts
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log with the phase, the update over all phases, the parts of the loss and the speed."""
+        """Log with the phase, the update over all phases, parts of the loss, speed, unseen rows and skipped shards."""
         if "loss" in logs:
             logs |= self._meter.read(self.args.world_size, self.args.gradient_accumulation_steps)
-        logs = {**logs, "phase": self.phase.name, "total_step": self.steps_before + self.state.global_step}
-        super().log(logs, start_time)
+            logs |= self.unseen.log_entries() | self.streams.log_entries()
+        step = self.steps_before + self.state.global_step
+        super().log({**logs, "phase": self.phase.name, "total_step": step}, start_time)
 
     # ---- State
 
     def strategy_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the phase's definition and how far its text is read."""
-        micro = self.state.global_step * self.args.gradient_accumulation_steps
-        rows = self.batches.rows_before(micro)
+        rows = self.batches.rows_before(self.state.global_step * self.args.gradient_accumulation_steps)
         return {}, {
             "phase": self.phase.definition(),
             "phase_index": self.phase_index,
@@ -218,24 +237,14 @@ class MetaPretrainingTrainer(XLTTrainer):
                 `strict_resume`.
             RunError: the streams' state is damaged.
         """
-        if values["fingerprint"] != self.phase.fingerprint() and not self.args.allow_phase_change:
-            changed = sorted(
-                key for key, value in self.phase.definition().items() if values["phase"].get(key) != value
-            )
+        changed = self.phase.changes_from(values["phase"])
+        if changed and not self.args.allow_phase_change:
             raise ConfigError(
                 f"phase `{self.phase.name}` was started with another definition (changed: {', '.join(changed)}). "
                 "Restore it, or resume with `--allow-phase-change`."
             )
-        if self.batches.text.streams:
-            folder = Path(self._extra_state.folder)
-            self._stream_states |= read_states(
-                folder, self.args.process_index, self._readers(), self.args.strict_resume
-            )
-
-    def _readers(self) -> list[int]:
-        return [self.args.world_size, self.args.dataloader_num_workers]
+        self.streams.load(self._extra_state.folder, self.args.strict_resume)
 
     def save_process_state(self, folder: Path) -> None:
         """Write where this process's streams are."""
-        if self.batches.text.streams:
-            write_states(folder, self.args.process_index, self._readers(), self._stream_states)
+        self.streams.save(folder)
