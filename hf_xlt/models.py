@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,20 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded"
 EMBEDDED_PHRASES = "embedded-phrases"
 _PART = ".final.part"
+
+
+class ModelError(ConfigError):
+    """A model's files cannot be used.
+
+    Attributes:
+        path: where they are.
+        problem: what is wrong with them, as a sentence whose subject is the model.
+    """
+
+    def __init__(self, path: str, problem: str, remedy: str = "") -> None:
+        """Make the message of place, problem and remedy."""
+        super().__init__(f"model `{path}` {problem} {remedy}".rstrip())
+        self.path, self.problem = path, problem
 
 
 @dataclass(frozen=True)
@@ -127,9 +142,11 @@ class ModelSource:
         body = f"{model.base_model_prefix}."
         unfit = [key for key in [*report["missing_keys"], *mismatched] if key.startswith(body) and "pooler" not in key]
         if unfit:
-            raise ConfigError(
-                f"model `{self.path}` cannot be used: its weights do not fit its config ({len(unfit)} tensors of the "
-                f"encoder, such as `{sorted(unfit)[0]}`, are missing or of another shape). Copy or download it again."
+            raise ModelError(
+                self.path,
+                f"cannot be used: its weights do not fit its config ({len(unfit)} tensors of the encoder, such as "
+                f"`{sorted(unfit)[0]}`, are missing or of another shape).",
+                "Copy or download it again.",
             )
 
     def load_masked_lm(self, seed: int = 0) -> tuple[PreTrainedModel, list[str]]:
@@ -235,7 +252,8 @@ def _auto_class(task: Task) -> Any:
 
 def _label_settings(inventory: LabelInventory | None) -> dict[str, Any]:
     if inventory is None:
-        return {}
+        # The head for answers gives two numbers per token, start and end, whatever the encoder's config says.
+        return {"num_labels": 2}
     return {"num_labels": len(inventory), "id2label": inventory.id2label, "label2id": inventory.label2id}
 
 
@@ -259,22 +277,20 @@ def readable_errors(path: str) -> Iterator[None]:
     """Turn the many errors of `from_pretrained` into one sentence.
 
     Raises:
-        ConfigError: whatever kept the model from loading.
+        ModelError: whatever kept the model from loading.
     """
     try:
         yield
     except ConfigError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
-        raise ConfigError(f"model `{path}` cannot be loaded: {_reason(error)}") from error
+        raise ModelError(path, f"cannot be loaded: {_reason(error)}") from error
     except Exception as error:
         # safetensors raises an exception class of its own that derives from nothing else.
         if type(error).__name__ != "SafetensorError":
             raise
-        raise ConfigError(
-            f"model `{path}` cannot be loaded: its weights are damaged or cut off ({one_line(error)}). "
-            "Copy or download it again."
-        ) from error
+        problem = f"cannot be loaded: its weights are damaged or cut off ({one_line(error)})."
+        raise ModelError(path, problem, "Copy or download it again.") from error
 
 
 def _reason(error: BaseException) -> str:
@@ -288,6 +304,13 @@ def _reason(error: BaseException) -> str:
     if "offline" in text.lower() or "connect" in text.lower() or "couldn't connect" in text.lower():
         return "the Hub cannot be reached and the model is not in the cache. Check the network, or give a directory."
     return text
+
+
+def is_adapted(model: Any) -> bool:
+    """Say whether a model is trained through the adapters of `peft`."""
+    # It is imported by whatever made such a model; nothing else here needs it installed.
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)
 
 
 @contextlib.contextmanager
@@ -306,8 +329,16 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def save_final(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_final(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, parts: Mapping[str, Any] | None = None
+) -> None:
     """Save model and tokenizer into a folder: written beside, made durable, then moved in file by file.
+
+    Args:
+        model: to load with the plain class.
+        tokenizer: its tokenizer.
+        folder: it exists.
+        parts: by the name of a subfolder, what else is saved there by its own `save_pretrained`.
 
     Raises:
         OSError: the disk is full or not writable; what the folder held is untouched.
@@ -318,10 +349,17 @@ def save_final(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     try:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        for path in part.iterdir():
+        for name, other in (parts or {}).items():
+            other.save_pretrained(part / name)
+        files = sorted(path for path in part.rglob("*") if path.is_file())
+        for path in files:
             sync_file(path)
-        for path in sorted(part.iterdir()):
-            os.replace(path, folder / path.name)
+        for path in files:
+            target = folder / path.relative_to(part)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(path, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+    for name in parts or ():
+        sync_folder(folder / name)
     sync_folder(folder)

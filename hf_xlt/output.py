@@ -58,7 +58,9 @@ def claim_output(folder: Path, *, overwrite: bool) -> None:
         raise RunError(f"output directory `{folder}` cannot be used: {error.strerror}. Give another.") from error
 
 
-def check_space(folder: Path, parameters: int, checkpoints: bool, overwrite: bool) -> None:
+def check_space(
+    folder: Path, parameters: int, checkpoints: bool, overwrite: bool, trainable: int | None = None
+) -> None:
     """Check that the model, and a checkpoint with its optimizer, fit on the disk; nothing is written or deleted.
 
     Args:
@@ -66,12 +68,14 @@ def check_space(folder: Path, parameters: int, checkpoints: bool, overwrite: boo
         parameters: number of parameters, 4 bytes each.
         checkpoints: whether checkpoints are saved, of which two exist while one is replaced.
         overwrite: whether what the directory holds will be deleted.
+        trainable: how many parameters are trained, which alone go into checkpoints; None means all.
 
     Raises:
         RunError: there is too little space.
     """
     # Weights once; a checkpoint holds weights and two moments each.
-    needed = 4 * parameters * (1 + (6 if checkpoints else 0)) + 2**20
+    kept = parameters if trainable is None else trainable
+    needed = 4 * (parameters + (6 * kept if checkpoints else 0)) + 2**20
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     if overwrite and folder.is_dir():

@@ -24,6 +24,7 @@ from hf_xlt.arguments import (
     check_arguments,
 )
 from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.peft_arguments import PeftArguments, check_peft
 from hf_xlt.registry import STRATEGIES, Strategy, get_strategy
 
 
@@ -76,6 +77,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         raise ConfigError(f"unknown argument `{flag}`.{close_match(flag, parser._option_string_actions)}")
     arguments = Arguments(strategy, *groups, explicit=explicit)
     check_arguments(arguments)
+    check_peft(arguments)
     return arguments
 
 
@@ -89,7 +91,7 @@ def build_parser(strategy: Strategy) -> Any:
             raise ConfigError(f"{message}. See `hf-xlt run --help`.")
 
     parser = Parser(
-        (RunArguments, ModelArguments, DataArguments, strategy.config_cls),
+        (RunArguments, ModelArguments, DataArguments, PeftArguments, strategy.config_cls),
         prog="hf-xlt run",
         allow_abbrev=False,
         description=f"Train on source languages, score on target languages. Strategies: {', '.join(STRATEGIES)}. "

@@ -14,6 +14,7 @@ from typing import Any
 
 from hf_xlt.errors import ConfigError
 from hf_xlt.files import write_json
+from hf_xlt.generalized_results import GeneralizedResults
 from hf_xlt.results import Results
 
 RECORD_NAME = "xlt_run.json"
@@ -40,7 +41,9 @@ class RunRecord:
         arguments: every resolved argument that a reader can use: no paths, no tokens.
         settings: the arguments that differ from their defaults, and every setting of the strategy itself.
         model: `name` (Hub id, or the plain name of an embedded encoder; None for a local directory), `revision`,
-            `parameters` (count), `model_type`, `license` (None when unknown).
+            `parameters` (count), `model_type`, `license` (None when unknown); `adapter` where one was trained in
+            place of all weights (`method`, `rank`, `alpha`, `dropout`, `target_modules`, `modules_to_save`,
+            `trainable_parameters`).
         data: per role (`source`, `validation`, `target`, `few-shot`, ...) `sources` (Hub ids, or file patterns without
             their local part), `hub_ids`, `split`, and per language `examples` and `fingerprints`.
         languages: per role a list of `{code, iso, name}`.
@@ -56,6 +59,7 @@ class RunRecord:
         command: the command without local paths and tokens.
         results: `Results.to_dict()` of the final scoring, or None.
         floor: the same of the randomly initialised model, or None.
+        generalized: `GeneralizedResults.to_dict()` of all ordered pairs of languages, or None.
         parents: records that this one was made from (averages).
         demo: whether this is the embedded default, whose numbers say nothing about other tasks.
         status: `running`, `interrupted`, `trained` (saved, not yet scored) or `finished`.
@@ -80,6 +84,7 @@ class RunRecord:
     command: str = ""
     results: dict[str, Any] | None = None
     floor: dict[str, Any] | None = None
+    generalized: dict[str, Any] | None = None
     parents: list[dict[str, Any]] = field(default_factory=list)
     demo: bool = False
     status: str = RUNNING
@@ -95,6 +100,11 @@ class RunRecord:
     def floor_scores(self) -> Results | None:
         """The scores of the randomly initialised model, or None."""
         return Results.from_dict(self.floor) if self.floor else None
+
+    @property
+    def generalized_scores(self) -> GeneralizedResults | None:
+        """The scores of all ordered pairs of languages, or None."""
+        return GeneralizedResults.from_dict(self.generalized) if self.generalized else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form; `from_dict` is its inverse."""

@@ -35,9 +35,19 @@ ALLOWED = (
     "results.json",
     "results.md",
     "results.png",
+    "generalized.json",
+    "generalized.md",
+    "generalized.png",
 )
 # Files that say where they came from; vocabularies are not searched, whose pieces may look like paths.
-_SEARCHED = ("config.json", "generation_config.json", "tokenizer_config.json", RECORD_NAME, "results.json")
+_SEARCHED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    RECORD_NAME,
+    "results.json",
+    "generalized.json",
+)
 
 
 @dataclass(frozen=True)

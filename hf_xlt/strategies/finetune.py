@@ -28,4 +28,5 @@ STRATEGY = Strategy(
     config_cls=FinetuneConfig,
     trainer_cls=FinetuneTrainer,
     summary="Fine-tune on the source language and apply the model to the target languages as it is.",
+    peft=True,
 )

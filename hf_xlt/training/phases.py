@@ -22,7 +22,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hf_xlt.errors import ConfigError, Interrupted, RunError
 from hf_xlt.files import sync_file, sync_folder, write_json
-from hf_xlt.models import save_final
+from hf_xlt.models import ModelError, is_adapted, readable_errors, save_final
 from hf_xlt.training.checkpoints import newest_complete, remove_incomplete, step_of
 from hf_xlt.training.interruption import InterruptionCallback, InterruptionFlag
 
@@ -122,6 +122,10 @@ class RunContext:
         Raises:
             ConfigError: the settings cannot be used together, or need a package that is not installed.
         """
+        if is_adapted(model) and config.ddp_find_unused_parameters is None:
+            # Every adapter takes part in every pass. The Trainer's choice for a model that is not of `transformers` is
+            # to search for unused parameters, which takes time and fails under reentrant activation checkpointing.
+            config.ddp_find_unused_parameters = False
         callbacks = [InterruptionCallback(self.flag), *self.extra_callbacks()]
         if self.patience is not None:
             callbacks.append(EarlyStoppingCallback(early_stopping_patience=self.patience))
@@ -160,7 +164,10 @@ class RunContext:
         """Return the tokenizer of the model that a phase left, or the run's."""
         from transformers import AutoTokenizer
 
-        return self.tokenizer if folder is None else AutoTokenizer.from_pretrained(folder)
+        if folder is None:
+            return self.tokenizer
+        with readable_errors(str(folder)):
+            return AutoTokenizer.from_pretrained(folder)
 
 
 def single_phase(trainer_cls: type[XLTTrainer]) -> Callable[[RunContext, Path, Path | None], XLTTrainer]:
@@ -245,11 +252,11 @@ def run_phases(
                     f"phase `{only}` continues from `{phase.name}`, which is not done; train that first."
                 )
             break
-        trainer = phase.build(context, own, previous)
+        trainer = _build(context, phase, own, previous)
         entry = _train(trainer, phase, own, resume)
         if trainer.args.should_save:
             final.mkdir(parents=True, exist_ok=True)
-            save_final(trainer.bare_model(), trainer.processing_class, final)
+            _save(trainer, final)
             if index == len(phases) - 1 and final != folder:
                 _publish(final, folder)
             ledger.add(entry)
@@ -258,6 +265,17 @@ def run_phases(
         trainer.accelerator.wait_for_everyone()
         previous = final
     return trainer, ledger
+
+
+def _save(trainer: XLTTrainer, folder: Path) -> None:
+    """Save a phase's model; adapters are merged into it and lie beside it as well."""
+    model = trainer.bare_model()
+    if is_adapted(model):
+        from hf_xlt.adapters import ADAPTER_NAME, merged
+
+        save_final(merged(model), trainer.processing_class, folder, {ADAPTER_NAME: model})
+    else:
+        save_final(model, trainer.processing_class, folder)
 
 
 def check_finished(name: str, fingerprint: str | None, done: dict[str, Any]) -> None:
@@ -284,6 +302,19 @@ def _check_kept(phase: RunPhase, final: Path) -> None:
             f"phase `{phase.name}` is finished, but its model is not in `{final}`. A run of one phase keeps its model "
             "elsewhere; to add phases to it, start a new run from its model."
         )
+
+
+def _build(context: RunContext, phase: RunPhase, folder: Path, previous: Path | None) -> XLTTrainer:
+    try:
+        return phase.build(context, folder, previous)
+    except ModelError as error:
+        if previous is None or error.path != str(previous):
+            raise
+        # It is the run's own work: there is nowhere to copy it from.
+        raise RunError(
+            f"the model that the phase before `{phase.name}` left in `{previous}` {error.problem.rstrip('.')}. Delete "
+            f"`{folder.parent}`, or start anew with `--overwrite`."
+        ) from error
 
 
 def _train(trainer: XLTTrainer, phase: RunPhase, folder: Path, resume: bool) -> dict[str, Any]:
@@ -336,10 +367,12 @@ def _selected(trainer: XLTTrainer) -> int | None:
 
 def _publish(final: Path, folder: Path) -> None:
     """Copy the last phase's model to the run's directory, each file beside and then renamed."""
-    for path in sorted(final.iterdir()):
+    for path in sorted(final.rglob("*")):
         if path.is_file():
-            part = folder / f".{path.name}.part"
+            target = folder / path.relative_to(final)
+            target.parent.mkdir(exist_ok=True)
+            part = target.with_name(f".{path.name}.part")
             shutil.copy2(path, part)
             sync_file(part)
-            os.replace(part, folder / path.name)
-    sync_folder(folder)
+            os.replace(part, target)
+            sync_folder(target.parent)

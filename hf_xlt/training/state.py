@@ -102,3 +102,11 @@ class ExtraState(TrainerCallback):
             for attribute, value in saved["callbacks"].get(name, {}).items():
                 setattr(callback, attribute, value)
         self.training_was_over = saved["training_is_over"]
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Tell training data that change with the epoch which one begins, or is resumed."""
+        # Accelerate 1.15 tells the data set only where the sampler does not take the epoch.
+        if hasattr(self.trainer.train_dataset, "set_epoch"):
+            self.trainer.train_dataset.set_epoch(int(state.epoch or 0))

@@ -146,11 +146,13 @@ class XLTTrainer(Trainer):
 
     def _ignore_repeated(self, batch: dict[str, Any]) -> None:
         """Take the label from examples that Accelerate repeats to fill an epoch's last batch on every process."""
-        state, labels = self.accelerator.gradient_state, batch.get("labels")
-        if not state.end_of_dataloader or state.remainder <= 0 or labels is None or labels.is_floating_point():
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder <= 0:
             return
-        place = self.args.process_index * self._train_batch_size + torch.arange(len(labels), device=labels.device)
-        labels[place >= state.remainder] = IGNORED
+        for labels in labels_of(batch).values():
+            place = self.args.process_index * self._train_batch_size + torch.arange(len(labels), device=labels.device)
+            if not labels.is_floating_point():
+                labels[place >= state.remainder] = IGNORED
 
     def _extend(self, batch: dict[str, Any], number: int, window: UpdateWindow) -> dict[str, Any]:
         size = batch_size(batch)
