@@ -2,14 +2,19 @@
 
 After Huang, Ahmad, Peng and Chang (2021). In the spirit of the paper: the body of the paper was not available when
 this was written, so the details of ADV and RS-RP that its abstract does not state are our choices, labelled in the
-help of each setting. RS-DA, the variant whose code the authors published, works on text and is not part of this
-module.
+help of each setting. RS-DA, the variant whose code the authors published, works on text before it is encoded: it is
+`augmenter: synonyms`, goes with every method, and is as they published it with `method: none`. Related methods share
+the machinery: FreeLB, and training on the divergence of predictions under noise (R3F, VAT, SMART). A model can be
+scored by smoothed prediction (`smoothing`), whose votes certify a radius (`certificate`).
 """
 
 from __future__ import annotations
 
 from hf_xlt.registry import Paper, Strategy
-from hf_xlt.strategies.robust.config import REFUSALS, RobustConfig, cost
+from hf_xlt.strategies.robust.augmentation import plan_augmentation
+from hf_xlt.strategies.robust.checks import REFUSALS
+from hf_xlt.strategies.robust.config import RobustConfig
+from hf_xlt.strategies.robust.cost import cost
 from hf_xlt.strategies.robust.trainer import RobustTrainer
 
 __all__ = ["STRATEGY", "RobustConfig", "RobustTrainer"]
@@ -37,11 +42,15 @@ STRATEGY = Strategy(
     paper=_PAPER,
     refusals=REFUSALS,
     cost=cost,
+    augmentation=plan_augmentation,
+    peft=True,
     notes=(
         "In the spirit of the paper: its abstract names adversarial training and randomized smoothing in the "
         "embedding space. What it does not state for ADV and RS-RP (layer, norm, radius, steps, start, noise law, "
         "weight of the clean loss) is our choice. Word embeddings are perturbed, as the abstract's first version "
         "words it; contextual embeddings only as far as the perturbation propagates. No published number is "
-        "reproduced."
+        "reproduced. FreeLB, the consistency terms (R3F, VAT, SMART without its proximal part) and smoothed "
+        "prediction come from related work. Scores are of the model without noise unless the setting "
+        "`smooth_predict` names another way."
     ),
 )

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args, get_type_hints
+from typing import Literal
 
 from hf_xlt.errors import ConfigError
-from hf_xlt.registry import Refusal
-from hf_xlt.strategies.robust.embedding_hook import REENTRANT
+from hf_xlt.strategies.robust.augmentation import AugmentationSettings, augmentation_problems
+from hf_xlt.strategies.robust.checks import choice_problems, combination_problems, range_problems
 from hf_xlt.training.config import XLTConfig
 
 
 @dataclass
-class RobustConfig(XLTConfig):
+class RobustConfig(AugmentationSettings, XLTConfig):
     """Settings of robust training, besides those of `XLTConfig`.
 
     Evidence in the help texts: `paper` is stated in the paper, `related work` is read in the code of the named
@@ -24,11 +23,13 @@ class RobustConfig(XLTConfig):
         ConfigError: values are out of range; the message lists all of them.
     """
 
-    method: Literal["none", "adv", "rs_rp"] = field(
+    method: Literal["none", "adv", "rs_rp", "freelb"] = field(
         default="adv",
         metadata={
             "help": "`adv`: adversarial training, `rs_rp`: randomized smoothing with random perturbations (both named "
-            "in the paper, details ours), `none`: plain fine-tuning."
+            "in the paper, details ours), `freelb`: the weights train on every point of the ascent (related work: Zhu "
+            "et al. 2020; with three or more steps, a uniform start and shared dropout there), `none`: plain "
+            "fine-tuning."
         },
     )
     epsilon: float = field(
@@ -46,7 +47,7 @@ class RobustConfig(XLTConfig):
             "at the start of training, since these norms differ between models. Ours."
         },
     )
-    norm: Literal["l2", "linf"] = field(default="l2", metadata={"help": "Norm of adv's ball. Ours."})
+    norm: Literal["l2", "linf"] = field(default="l2", metadata={"help": "Norm of the ball of adv and freelb. Ours."})
     norm_scope: Literal["token", "sentence"] = field(
         default="token",
         metadata={
@@ -56,7 +57,10 @@ class RobustConfig(XLTConfig):
     )
     steps: int = field(
         default=1,
-        metadata={"help": "Ascent steps of adv, >= 1; each costs 2/3 of a plain training step. Ours."},
+        metadata={
+            "help": "Ascent steps of adv, >= 1; each costs 2/3 of a plain training step. Training passes of freelb, "
+            "each a plain step, with an ascent step between two. Ours."
+        },
     )
     step_size: float | None = field(
         default=None,
@@ -70,6 +74,20 @@ class RobustConfig(XLTConfig):
         metadata={
             "help": "Where the ascent starts; a random start helps with two or more steps. uniform with l2 as in "
             "FreeLB's code (related work), the rest ours."
+        },
+    )
+    init_scale: float = field(
+        default=1.0,
+        metadata={
+            "help": "Length of a random start, in (0, 1], as a share of the one that fits the ball. A small one makes "
+            "the first ascent step that of VAT and SMART (related work). Ours."
+        },
+    )
+    inner_loss: Literal["label", "kl"] = field(
+        default="label",
+        metadata={
+            "help": "What adv's ascent raises: the loss of the `label`, or the divergence `kl` of the prediction from "
+            "the unperturbed one, which needs no labels (related work: VAT, SMART) and a random start."
         },
     )
     linf_direction: Literal["sign", "maxnorm"] = field(
@@ -88,21 +106,46 @@ class RobustConfig(XLTConfig):
     )
     num_samples: int = field(
         default=1,
-        metadata={"help": "Noise draws of rs_rp per step, >= 1, losses averaged; each costs a plain step. Ours."},
+        metadata={
+            "help": "Noise draws of rs_rp per step, >= 1, losses averaged; each costs a plain step and, without a "
+            "consistency term, no memory. Ours."
+        },
     )
     clean_weight: float = field(
         default=0.0,
         metadata={
-            "help": "Weight in [0, 1] of the unperturbed loss; above 0 it costs a further plain step, at 1 nothing is "
-            "perturbed. Ours; whether the paper mixes losses is unknown."
+            "help": "Weight in [0, 1] of the unperturbed loss; above 0 it costs a further plain step, of which adv "
+            "from a zero start saves 2/3 (dropout in its first ascent step is then on). At 1 nothing is perturbed. "
+            "Ours; whether the paper mixes losses is unknown."
+        },
+    )
+    consistency: Literal["none", "symkl"] = field(
+        default="none",
+        metadata={
+            "help": "`symkl` trains on the unperturbed loss plus the symmetric KL divergence between the unperturbed "
+            "and the perturbed prediction, which sees no label: with rs_rp this is R3F, with adv and inner_loss kl "
+            "it is VAT or SMART without its proximal part (related work)."
+        },
+    )
+    consistency_weight: float = field(
+        default=1.0,
+        metadata={
+            "help": "Weight of the consistency term, >= 0; 0 is plain fine-tuning. Related work: R3F's default."
+        },
+    )
+    detach_noised: bool = field(
+        default=True,
+        metadata={
+            "help": "Stop the consistency term's gradient through the perturbed pass before the word embeddings. "
+            "Related work: R3F and SMART do so in their code."
         },
     )
     inner_dropout: Literal["train", "shared", "eval"] = field(
         default="train",
         metadata={
-            "help": "Dropout in the passes that search the perturbation: masks of their own (`train`), those of the "
-            "training pass (`shared`; related work: FreeLB), or none (`eval`; also switches activation checkpointing "
-            "off there, which takes more memory)."
+            "help": "Dropout in the passes that search the perturbation, and in all training passes but one: masks of "
+            "their own (`train`), those of that one (`shared`; related work: FreeLB), or, in the search alone, none "
+            "(`eval`; also switches activation checkpointing off there, which takes more memory)."
         },
     )
     perturb_special_tokens: bool = field(
@@ -118,15 +161,27 @@ class RobustConfig(XLTConfig):
             "the start. Ours."
         },
     )
+    smooth_predict: Literal["none", "vote", "mean_prob", "mean_logit"] = field(
+        default="none",
+        metadata={
+            "help": "How predictions are made in every evaluation of the run, its final scores too: without noise "
+            "(`none`), or over several draws of `noise` by most votes, mean probability or mean logit. The scores are "
+            "then those of the smoothed model. Related work: Cohen et al. 2019."
+        },
+    )
+    smooth_samples: int = field(
+        default=16,
+        metadata={"help": "Noise draws of smooth_predict per example, >= 1; each costs an evaluation. Ours."},
+    )
+    smooth_epsilon: float | None = field(
+        default=None,
+        metadata={"help": "Radius of smooth_predict's noise, >= 0, in the unit of epsilon. Unset: epsilon. Ours."},
+    )
 
     def __post_init__(self) -> None:
         """Validate the perturbation's settings together, then the rest."""
-        problems = [
-            f"`{name}` is {getattr(self, name)!r}; choose one of {', '.join(choices)}"
-            for name, choices in _choices().items()
-            if getattr(self, name) not in choices
-        ]
-        problems += _range_problems(self)
+        problems = choice_problems(self, RobustConfig) + range_problems(self) + combination_problems(self)
+        problems += augmentation_problems(self)
         if problems:
             raise ConfigError(f"{'; '.join(problems)}.")
         super().__post_init__()
@@ -134,7 +189,26 @@ class RobustConfig(XLTConfig):
     @property
     def perturbs(self) -> bool:
         """Whether any update is other than plain fine-tuning."""
-        return self.method != "none" and self.epsilon > 0 and self.clean_weight < 1
+        idle = self.clean_weight == 1 if self.consistency == "none" else self.consistency_weight == 0
+        return self.method != "none" and self.epsilon > 0 and not idle
+
+    @property
+    def smoothing_radius(self) -> float:
+        """Radius of the noise at evaluation, in the unit of `epsilon`; 0 when predictions are plain."""
+        if self.smooth_predict == "none":
+            return 0.0
+        return self.epsilon if self.smooth_epsilon is None else self.smooth_epsilon
+
+    @property
+    def training_passes(self) -> int:
+        """Perturbed passes per micro-batch that train the weights."""
+        return {"rs_rp": self.num_samples, "freelb": self.steps}.get(self.method, 1)
+
+    @property
+    def reuses_clean_pass(self) -> bool:
+        """Whether the pass of the clean loss, which starts where the ascent does, gives its first gradient as well."""
+        same_loss = self.inner_loss == "label" and self.inner_dropout != "eval" and self.label_smoothing_factor == 0
+        return self.method == "adv" and 0 < self.clean_weight < 1 and self.init == "zero" and same_loss
 
     @property
     def bounds_coordinates(self) -> bool:
@@ -147,74 +221,3 @@ class RobustConfig(XLTConfig):
         if self.step_size is not None:
             return self.step_size
         return self.epsilon if self.steps == 1 else 1.5 * self.epsilon / self.steps
-
-
-def _choices() -> dict[str, tuple[str, ...]]:
-    hints = get_type_hints(RobustConfig)
-    return {name: get_args(hints[name]) for name in RobustConfig.__annotations__ if "Literal" in str(hints[name])}
-
-
-def _range_problems(config: RobustConfig) -> list[str]:
-    def at_least(name: str, low: int) -> list[str]:
-        value = getattr(config, name)
-        good = isinstance(value, int) and not isinstance(value, bool) and value >= low
-        return [] if good else [f"`{name}` is {value!r}; it must be a whole number of {low} or more"]
-
-    problems = at_least("steps", 1) + at_least("num_samples", 1) + at_least("start_step", 0)
-    if not (_is_number(config.epsilon) and config.epsilon >= 0):
-        problems.append(f"`epsilon` is {config.epsilon!r}; it must be a finite number of 0 or more")
-    if not (config.step_size is None or (_is_number(config.step_size) and config.step_size > 0)):
-        problems.append(f"`step_size` is {config.step_size!r}; it must be above 0, or unset")
-    if not (_is_number(config.clean_weight) and 0 <= config.clean_weight <= 1):
-        problems.append(f"`clean_weight` is {config.clean_weight!r}; it must be between 0 and 1")
-    return problems
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _has_reentrant_checkpointing(config: RobustConfig) -> bool:
-    # `gradient_checkpointing` is the name before transformers 5.23 and its mirror there.
-    options = config.gradient_checkpointing_kwargs or {}
-    return bool(config.gradient_checkpointing) and bool(options.get("use_reentrant"))
-
-
-SHARDED = (
-    "FSDP and DeepSpeed shard the embedding, and the search for a perturbation runs on the unsharded model. Use plain "
-    "data parallelism (`accelerate launch --multi_gpu`)."
-)
-
-REFUSALS = (
-    Refusal(
-        lambda config: config.perturbs and config.torch_compile,
-        "`torch_compile` is not supported: a compiled model does not see the temporary hook that adds the "
-        "perturbation. Leave it off.",
-    ),
-    Refusal(lambda config: config.perturbs and bool(config.fsdp or config.deepspeed), SHARDED),
-    Refusal(
-        lambda config: config.perturbs and config.method == "adv" and _has_reentrant_checkpointing(config), REENTRANT
-    ),
-    Refusal(
-        lambda config: config.perturbs and config.n_gpu > 1,
-        "`nn.DataParallel` would have to split the perturbation. Start one process per GPU with `accelerate launch`, "
-        "or show the run a single GPU with CUDA_VISIBLE_DEVICES.",
-    ),
-)
-
-
-def cost(config: RobustConfig) -> float:
-    """Return the cost of an update in plain steps: (2K + 3) / 3 for K ascent steps, n for n noise draws.
-
-    A plain step is 3 units (forward, gradients of activations, gradients of weights), or 4 with activation
-    checkpointing, where an ascent step is 3. With frozen weights (LoRA) an ascent step is about a full plain step,
-    which the settings here do not tell.
-    """
-    if not config.perturbs:
-        return 1.0
-    clean = 1.0 if config.clean_weight > 0 else 0.0
-    if config.method == "rs_rp":
-        return config.num_samples + clean
-    checkpointed = config.gradient_checkpointing and config.inner_dropout != "eval"
-    inner = 3 / 4 if checkpointed else 2 / 3
-    return 1.0 + inner * config.steps + clean

@@ -1,4 +1,4 @@
-"""Forward passes beside the main one, which must leave random number generators and training flags as they were.
+"""Passes beside the main one, which must leave random number generators and training flags as they were.
 
 What a plain training step would draw from the global generators is drawn by the main pass alone. So passes that
 search for a perturbation, or add a second loss, shift nothing.
@@ -6,7 +6,7 @@ search for a perturbation, or add a second loss, shift nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -29,7 +29,7 @@ def _save(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
 def side_pass(
     model: nn.Module, device: torch.device, dropout: Literal["train", "shared", "eval"], seed: int
 ) -> Iterator[None]:
-    """Run a forward pass beside the main one.
+    """Run a pass beside the main one.
 
     Args:
         model: its submodules' training flags are put back one by one, so that deliberately frozen modules stay so.
@@ -55,3 +55,30 @@ def side_pass(
         for module in woken:
             module.training = True
         _restore(state, device)
+
+
+@contextmanager
+def main_pass_first(device: torch.device) -> Iterator[Callable[[], None]]:
+    """Let side passes come after the main one and find the generators as it found them.
+
+    Args:
+        device: where the model runs; the generators of this device and of the CPU count.
+
+    Yields:
+        To call after the main pass. When the block ends, the generators are where the main pass left them; when it
+        raises, where they were before it.
+    """
+    before = after = _save(device)
+
+    def rewind() -> None:
+        nonlocal after
+        after = _save(device)
+        _restore(before, device)
+
+    try:
+        yield rewind
+    except BaseException:
+        after = before
+        raise
+    finally:
+        _restore(after, device)

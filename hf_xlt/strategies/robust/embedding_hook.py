@@ -88,8 +88,13 @@ def perturbed_embeddings(
         raise ConfigError(f"{type(model).__name__} did not look up its word embeddings; nothing was perturbed.")
 
 
-def gradient_to(perturbation: Tensor, loss: Tensor) -> Tensor:
-    """Return the gradient of a loss to a perturbation (B, T, D) and free the graph; no `.grad` is written.
+def gradient_to(perturbation: Tensor, loss: Tensor, *, keep_graph: bool = False) -> Tensor:
+    """Return the gradient of a loss to a perturbation (B, T, D); no `.grad` is written.
+
+    Args:
+        perturbation: a leaf that requires a gradient.
+        loss: scalar.
+        keep_graph: keep the graph for a later backward pass instead of freeing it.
 
     Raises:
         ConfigError: the model was put under reentrant activation checkpointing.
@@ -97,7 +102,7 @@ def gradient_to(perturbation: Tensor, loss: Tensor) -> Tensor:
     try:
         # Backward passes are not meant to run under autocast.
         with torch.autocast(perturbation.device.type, enabled=False):
-            (gradient,) = torch.autograd.grad(loss, perturbation)
+            (gradient,) = torch.autograd.grad(loss, perturbation, retain_graph=keep_graph)
     except RuntimeError as error:
         if "use_reentrant" in str(error):
             raise ConfigError(REENTRANT) from error

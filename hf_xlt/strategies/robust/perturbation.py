@@ -1,16 +1,13 @@
-"""The mathematics of embedding perturbations: norms, projection, ascent, noise laws. Pure functions on tensors.
+"""The mathematics of embedding perturbations: norms, projection, ascent. Pure functions on tensors.
 
 Notation of the design document: `perturbation` (δ), `gradient` (g), `radius` (ε), `mask` (m). Shapes: B batch,
-T tokens (padded), D width of the word embedding's output. Perturbations, gradients and noise are (B, T, D) in
-float32 (float64 for a float64 model); masks are bool (B, T). A perturbation is exactly 0 wherever its mask is False.
-
-Random numbers come from one generator per example and are drawn at the example's unpadded length, so that padding
-and the split of a batch change nothing.
+T tokens (padded), D width of the word embedding's output. Perturbations and gradients are (B, T, D) in float32
+(float64 for a float64 model); masks are bool (B, T). A perturbation is exactly 0 wherever its mask is False.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +15,7 @@ import torch
 from torch import Tensor
 
 # Below this a norm counts as zero in a division; the design document's value.
-_TINY = 1e-12
+TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ def project(perturbation: Tensor, ball: Ball) -> Tensor:
     if ball.norm == "linf":
         return perturbation.clamp(-ball.radius, ball.radius)
     norms = perturbation_norms(perturbation, ball.norm, ball.scope)
-    return torch.where(norms > ball.radius, perturbation * (ball.radius / norms.clamp(min=_TINY)), perturbation)
+    return torch.where(norms > ball.radius, perturbation * (ball.radius / norms.clamp(min=TINY)), perturbation)
 
 
 def ascent_direction(gradient: Tensor, ball: Ball, linf_direction: str = "sign") -> Tensor:
@@ -92,13 +89,22 @@ def ascent_direction(gradient: Tensor, ball: Ball, linf_direction: str = "sign")
     """
     if ball.norm == "linf" and linf_direction == "sign":
         return gradient.sign()
-    return gradient / perturbation_norms(gradient, ball.norm, ball.scope).clamp(min=_TINY)
+    return gradient / perturbation_norms(gradient, ball.norm, ball.scope).clamp(min=TINY)
 
 
 def usable_rows(gradient: Tensor) -> Tensor:
     """Say which examples have a gradient to follow: every entry finite, not all 0. bool (B,)."""
     largest = gradient.abs().amax(dim=(1, 2))
     return largest.isfinite() & (largest > 0)
+
+
+def rescale_rows(gradient: Tensor) -> Tensor:
+    """Bring each example's largest entry to 1, (B, T, D); an example without a usable gradient gets NaN.
+
+    A gradient of the training loss, which is divided by the units of the update, can be so small that norms are not
+    told from 0.
+    """
+    return gradient / gradient.abs().amax(dim=(1, 2), keepdim=True)
 
 
 def ascend(
@@ -127,113 +133,6 @@ def ascend(
     direction = ascent_direction(gradient, ball, linf_direction)
     moved = project(perturbation + step_size * direction, ball)
     return torch.where(usable[:, None, None], moved, perturbation), ~usable & mask.any(dim=1)
-
-
-def draw(law: str, content: Tensor, width: int, generators: Sequence[torch.Generator], dtype: torch.dtype) -> Tensor:
-    """Draw independent numbers at the positions of the text.
-
-    Args:
-        law: `normal` (mean 0, variance 1) or `uniform` (on [-1, 1)).
-        content: (B, T) positions that hold text.
-        width: numbers per position.
-        generators: B generators on the device of `content`.
-        dtype: of the result.
-
-    Returns:
-        (B, T, `width`), 0 off the text. Row b depends on its generator and number of text positions alone.
-    """
-    # One transfer for the batch; drawing at each example's own length is what makes padding irrelevant.
-    lengths = content.sum(dim=1).tolist()
-    numbers = torch.empty(sum(lengths), width, dtype=dtype, device=content.device)
-    for part, generator in zip(numbers.split(lengths), generators, strict=True):
-        if law == "normal":
-            part.normal_(generator=generator)
-        else:
-            part.uniform_(-1.0, 1.0, generator=generator)
-    placed = torch.zeros(*content.shape, width, dtype=dtype, device=content.device)
-    return placed.masked_scatter_(content.unsqueeze(-1).expand_as(placed), numbers)
-
-
-def _dimensions(mask: Tensor, width: int, scope: str) -> Tensor | int:
-    """Coordinates that share one radius: D per token; (B, 1, 1) per sentence, at least 1."""
-    return width if scope == "token" else (mask.sum(dim=1) * width).clamp(min=1)[:, None, None]
-
-
-def initial_perturbation(
-    init: str,
-    ball: Ball,
-    content: Tensor,
-    mask: Tensor,
-    width: int,
-    generators: Sequence[torch.Generator],
-    dtype: torch.dtype,
-) -> Tensor:
-    """Return the point where the ascent starts, inside the ball.
-
-    With n coordinates sharing a radius: in l2, `uniform` has entries in ±radius/√n (norm about radius/√3, FreeLB's
-    choice) and `gaussian` has standard deviation radius/√n (norm about the radius); in linf, `uniform` fills the
-    box and `gaussian` has standard deviation radius/3. Both are then projected.
-
-    Args:
-        init: `zero`, `uniform` or `gaussian`.
-        ball: constraint.
-        content: (B, T) positions that hold text; random numbers are drawn for all of them.
-        mask: (B, T) positions that may be perturbed, a subset of `content`.
-        width: D.
-        generators: B generators; unused for `zero`.
-        dtype: of the result.
-
-    Returns:
-        (B, T, D).
-    """
-    if init == "zero":
-        return torch.zeros(*mask.shape, width, dtype=dtype, device=mask.device)
-    numbers = draw("uniform" if init == "uniform" else "normal", content, width, generators, dtype)
-    if ball.norm == "l2":
-        dimensions = torch.as_tensor(_dimensions(mask, width, ball.scope), dtype=dtype, device=mask.device)
-        numbers = numbers * (ball.radius / dimensions.sqrt())
-    else:
-        numbers = numbers * (ball.radius if init == "uniform" else ball.radius / 3)
-    return project(numbers * mask.unsqueeze(-1), ball)
-
-
-def draw_noise(
-    noise: str,
-    scope: str,
-    radius: float,
-    content: Tensor,
-    mask: Tensor,
-    width: int,
-    generators: Sequence[torch.Generator],
-    dtype: torch.dtype,
-) -> Tensor:
-    """Draw the noise of randomized smoothing.
-
-    Args:
-        noise: `gaussian` (standard deviation `radius` per coordinate), `uniform` (entries in ±`radius`), `l2_ball`
-            (uniform in the ball) or `l2_sphere` (uniform on its surface).
-        scope: `token` or `sentence`; counts for the l2 laws.
-        radius: absolute.
-        content: as in `initial_perturbation`.
-        mask: as in `initial_perturbation`.
-        width: D.
-        generators: B generators; a further call with the same ones gives a further draw.
-        dtype: of the result.
-
-    Returns:
-        (B, T, D), 0 off the mask.
-    """
-    allowed = mask.unsqueeze(-1)
-    numbers = draw("uniform" if noise == "uniform" else "normal", content, width, generators, dtype) * allowed
-    if noise in ("gaussian", "uniform"):
-        return numbers * radius
-    directions = numbers / perturbation_norms(numbers, "l2", scope).clamp(min=_TINY)
-    if noise == "l2_sphere":
-        return directions * radius
-    # Volume grows with the power D of the radius, so the radius of a uniform point is U^(1/D).
-    holders = content if scope == "token" else torch.ones_like(content[:, :1])
-    levels = draw("uniform", holders, 1, generators, dtype).add(1.0).div(2.0).clamp(0.0, 1.0)
-    return directions * radius * levels ** (1.0 / _dimensions(mask, width, scope))
 
 
 def norm_ratio(perturbation: Tensor, mask: Tensor, ball: Ball, noise: str | None = None) -> Tensor:

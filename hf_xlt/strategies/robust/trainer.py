@@ -1,105 +1,63 @@
-"""`RobustTrainer`: fine-tuning on embeddings that are perturbed adversarially (ADV) or at random (RS-RP).
+"""`RobustTrainer`: fine-tuning on embeddings that are perturbed adversarially (ADV, FreeLB) or at random (RS-RP).
 
-Source: Huang et al. (2021), in the spirit of the abstract; see the package. What differs from plain fine-tuning is
-`compute_loss` in training mode; evaluation is never perturbed.
+Source: Huang et al. (2021), in the spirit of the abstract; see the package. FreeLB: Zhu et al. (2020), algorithm 1.
+Consistency terms: R3F (Aghajanyan et al. 2021), VAT (Miyato et al. 2018), SMART (Jiang et al. 2020) without its
+proximal part. Smoothed prediction: Cohen et al. (2019).
 
-What an update keeps as in plain fine-tuning: the training pass draws the same dropout masks from the global
-generators, no `.grad` is touched before the backward pass, and at radius 0, under `method="none"` and before
-`start_step` every bit is equal.
+What an update keeps as in plain fine-tuning: one training pass draws the same dropout masks from the global
+generators, and at radius 0, under `method="none"` and before `start_step` every bit is equal. Evaluation is plain
+unless `smooth_predict` asks otherwise.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hf_xlt.errors import ConfigError
-from hf_xlt.randomness import derive_seed
 from hf_xlt.strategies.robust import perturbation as maths
-from hf_xlt.strategies.robust.config import REFUSALS, SHARDED, RobustConfig
-from hf_xlt.strategies.robust.dropout import side_pass
-from hf_xlt.strategies.robust.embedding_hook import gradient_to, perturbed_embeddings, word_embedding
-from hf_xlt.strategies.robust.statistics import Statistics
-from hf_xlt.strategies.robust.vocabulary import mean_embedding_norm, special_token_ids, warn_of_lost_shifts
-from hf_xlt.training.trainer import XLTTrainer
+from hf_xlt.strategies.robust.dropout import main_pass_first
+from hf_xlt.strategies.robust.embedding_hook import gradient_to, perturbed_embeddings
+from hf_xlt.strategies.robust.noise import Place
+from hf_xlt.strategies.robust.predictions import detached, logits_of, without_labels
+from hf_xlt.strategies.robust.smoothing import SmoothingTrainer
+from hf_xlt.training.losses import labels_of
 
 
-class RobustTrainer(XLTTrainer):
+class RobustTrainer(SmoothingTrainer):
     """Trains on perturbed word embeddings; takes a `RobustConfig`.
 
     ADV: K inner passes on the bare model find, per example, a perturbation in the ball that raises the loss; only
-    the perturbation gets a gradient there. One pass on the wrapped model then trains on it. The inner graph is freed
-    before that pass, so peak memory is that of plain training.
+    the perturbation gets a gradient there. One pass on the wrapped model then trains on it. FreeLB: K training passes
+    follow the ascent, whose gradient comes from their own backward passes. RS-RP: n training passes, each on a draw.
 
-    RS-RP with several draws, and a clean-loss weight above 0, keep the activations of all training passes until
-    the one backward pass: memory grows with their number.
+    Several training passes of an update are back-propagated one by one, so peak memory is that of plain training;
+    processes exchange gradients in the last. With a consistency term the clean and the perturbed passes are coupled:
+    their activations are kept until one backward pass.
 
     Raises:
-        ConfigError: no `RobustConfig`; a refused combination of settings; or special tokens are to be left out and
-            no tokenizer tells which they are.
+        ConfigError: as `PerturbingTrainer`.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Build a trainer; arguments as for `XLTTrainer`."""
-        super().__init__(*args, **kwargs)
-        if not isinstance(self.args, RobustConfig):
-            raise ConfigError(f"`args` is a {type(self.args).__name__}; `RobustTrainer` takes a `RobustConfig`.")
-        self._reference_norm: float | None = None
-        self._statistics = Statistics()
-        self._special_ids: Tensor | None = None
-        if not self.args.perturbs:
-            return
-        for refusal in REFUSALS:
-            if refusal.applies(self.args):
-                raise ConfigError(refusal.reason)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ConfigError(SHARDED)
-        word_embedding(self.model)
-        if not self.args.perturb_special_tokens:
-            ids = special_token_ids(self.processing_class)
-            if not ids:
-                raise ConfigError(
-                    "`perturb_special_tokens` is off, but no tokenizer says which tokens are special. Pass one as "
-                    "`processing_class`, or leave it on."
-                )
-            self._special_ids = torch.tensor(ids, device=self.args.device)
+    _backward_at_once = False
 
-    # ---- Radius
+    # ---- Training
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train as `XLTTrainer.train`; the radius is fixed from the embeddings as they are now, or were at resume.
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None
+    ) -> Tensor:
+        """Do one micro-batch as `XLTTrainer.training_step`; passes before the last have a backward pass of their own.
 
-        Raises:
-            RunError: the loss became non-finite.
+        Returns:
+            Detached scalar: this micro-batch's share of the update's loss, times the number of processes.
         """
-        if self.args.perturbs:
-            self._reference_norm = None
-            radius, weight = self._absolute(self.args.epsilon), word_embedding(self.bare_model()).weight
-            warn_of_lost_shifts(weight, radius, per_coordinate=self.args.bounds_coordinates)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    def strategy_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the norm that relative radii refer to."""
-        return {}, {"reference_norm": self._reference_norm}
-
-    def load_strategy_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Restore the norm that relative radii refer to."""
-        self._reference_norm = values["reference_norm"]
-
-    def _absolute(self, length: float) -> float:
-        """Turn a radius or step size of the config into a length in embedding space."""
-        if self.args.eps_mode == "absolute":
-            return length
-        if self._reference_norm is None:
-            self._reference_norm = mean_embedding_norm(word_embedding(self.bare_model()).weight, self.processing_class)
-        return length * self._reference_norm
-
-    # ---- Loss
+        self._backward_at_once = True
+        try:
+            return super().training_step(model, inputs, num_items_in_batch)
+        finally:
+            self._backward_at_once = False
 
     def compute_loss(
         self,
@@ -108,138 +66,160 @@ class RobustTrainer(XLTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """Compute the task loss on perturbed embeddings; outside training, and while inactive, the plain one.
+        """Compute the loss on perturbed embeddings; outside training, and while inactive, the plain one.
 
         Args:
             model: wrapped or bare.
             inputs: one batch; it is not changed.
-            return_outputs: also return the outputs of the last perturbed pass.
+            return_outputs: also return the outputs of the last perturbed pass, or of the clean one with a consistency
+                term.
             num_items_in_batch: as in `XLTTrainer.compute_loss`.
 
         Returns:
-            Scalar loss, or (loss, outputs).
+            Scalar loss, or (loss, outputs). Called by `training_step`, the loss has the value of all passes and the
+            gradient of those that are not yet back-propagated.
         """
         active = self.args.perturbs and self.state.global_step >= self.args.start_step
         if not (model.training and active):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self._statistics.start_batch(first_of_update=self.window is None or self.window.current == 0)
-        bare = self.bare_model()
+        train = self._loss_over_passes if self.args.consistency == "none" else self._loss_and_divergence
         # Entered once around all passes, so that they share the cast copies of the weights.
         with self.accelerator.autocast():
-            perturbations = self._perturbations(bare, inputs, num_items_in_batch)
-            loss, outputs = self._training_passes(model, bare, inputs, perturbations, num_items_in_batch)
+            loss, outputs = train(model, self.bare_model(), inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def _training_passes(
+    def _pass(
         self,
         model: nn.Module,
         bare: nn.Module,
         inputs: dict[str, Any],
-        perturbations: list[Tensor],
         units: Tensor | None,
+        perturbation: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
-        weight, plain_loss = self.args.clean_weight, super().compute_loss
+        """Return the task loss and the outputs of one training pass."""
+        if perturbation is None:
+            return super().compute_loss(model, inputs, True, units)
+        with perturbed_embeddings(bare, inputs, perturbation) as perturbed:
+            return super().compute_loss(model, perturbed, True, units)
 
-        def perturbed_loss(perturbation: Tensor) -> tuple[Tensor, Any]:
-            with perturbed_embeddings(bare, inputs, perturbation) as perturbed:
-                return plain_loss(model, perturbed, True, units)
-
-        # The last perturbed pass is the main one: it alone draws from the global generators.
-        losses = []
-        for number, perturbation in enumerate(perturbations[:-1]):
-            with self._side_pass(bare, f"draw {number}", trains=True):
-                losses.append(perturbed_loss(perturbation)[0])
-        clean = None
-        if weight > 0:
-            with self._side_pass(bare, "clean", trains=True):
-                clean = plain_loss(model, inputs, False, units)
-            self._statistics.add("clean_loss", clean)
-        loss, outputs = perturbed_loss(perturbations[-1])
-        if losses:
-            loss = torch.stack([*losses, loss]).mean()
-        self._statistics.add("perturbed_loss", loss)
-        return (loss if clean is None else weight * clean + (1.0 - weight) * loss), outputs
-
-    def _side_pass(self, bare: nn.Module, purpose: str, *, trains: bool) -> AbstractContextManager[None]:
-        """Guard a pass beside the main one; one that trains weights keeps its dropout under `eval` too."""
-        dropout = "train" if trains and self.args.inner_dropout == "eval" else self.args.inner_dropout
-        place = (self.state.global_step, self.window.current if self.window else 0, self.args.process_index)
-        seed = derive_seed(self.args.seed, "robust-dropout", purpose, *place)
-        return side_pass(bare, self.args.device, dropout, seed)
-
-    # ---- Perturbations
-
-    def _perturbations(self, bare: nn.Module, inputs: Mapping[str, Any], units: Tensor | None) -> list[Tensor]:
-        """Return the perturbations to train on, each (B, T, D) and without history."""
-        weight, config = word_embedding(bare).weight, self.args
-        content = maths.content_positions(inputs, getattr(bare.config, "pad_token_id", None))
-        mask = content
-        if self._special_ids is not None:
-            mask = content & ~torch.isin(inputs["input_ids"], self._special_ids)
-        is_random = config.method == "rs_rp" or config.init != "zero"
-        generators = self.window.generators("robust", content.device) if is_random else ()
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        place = (content, mask, weight.shape[-1], generators, dtype)
-        ball = maths.Ball(config.norm, config.norm_scope, self._absolute(config.epsilon))
-        if config.method == "adv":
-            start = maths.initial_perturbation(config.init, ball, *place)
-            chosen = [self._ascend(bare, inputs, units, start, mask, ball)]
-        else:
-            chosen = [
-                maths.draw_noise(config.noise, ball.scope, ball.radius, *place) for _ in range(config.num_samples)
-            ]
-        noise = config.noise if config.method == "rs_rp" else None
-        self._statistics.add("norm_ratio", maths.norm_ratio(chosen[0], mask, ball, noise))
-        return chosen
-
-    def _ascend(
+    def _early_pass(
         self,
+        model: nn.Module,
         bare: nn.Module,
-        inputs: Mapping[str, Any],
+        inputs: dict[str, Any],
         units: Tensor | None,
-        delta: Tensor,
-        mask: Tensor,
-        ball: maths.Ball,
+        perturbation: Tensor | None,
+        *,
+        share: float,
+        purpose: str,
     ) -> Tensor:
-        config, step_size = self.args, self._absolute(self.args.ascent_length)
-        for step in range(config.steps):
-            with self._side_pass(bare, f"ascent {step}", trains=False):
-                gradient, losses = self._inner_gradient(bare, inputs, delta)
-            if step == 0 and config.init == "zero" and config.clean_weight == 0:
-                self._statistics.add("clean_loss", self._share_of_update(losses, units))
-            delta, stuck = maths.ascend(delta, gradient, mask, ball, step_size, config.linf_direction)
-            self._statistics.add("skipped_rows", stuck.sum())
-        return delta
+        """Do a training pass before the last one.
 
-    def _inner_gradient(self, bare: nn.Module, inputs: Mapping[str, Any], delta: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradient (B, T, D) of the summed losses at `delta`, up to scale, and the losses (B,)."""
-        delta = delta.detach().requires_grad_()
-        with perturbed_embeddings(bare, inputs, delta, detach=True) as perturbed:
-            losses = self.losses_per_example(bare, perturbed)
-        total = losses.sum()
-        if self.accelerator.scaler is not None:
-            # fp16: the scaler fits a mean over the batch. A power of two leaves each row's gradient exact, and only
-            # `scale` is called: an overflow here must not lower the scale of the training pass.
-            total = self.accelerator.scaler.scale(total / 2 ** math.ceil(math.log2(len(losses))))
-        return gradient_to(delta, total), losses.detach()
+        Returns:
+            Scalar: `share` of its loss; without history when it is already back-propagated. A perturbation that
+            requires a gradient has it in `.grad`.
+        """
+        # DDP decides in the forward pass whether the backward pass exchanges gradients.
+        exchange = self.accelerator.no_sync(model) if self._backward_at_once else nullcontext()
+        with exchange, self._side_pass(bare, purpose, trains=True):
+            loss = share * self._pass(model, bare, inputs, units, perturbation)[0]
+            if self._backward_at_once:
+                with torch.autocast(loss.device.type, enabled=False):
+                    self.accelerator.backward(loss)
+                return loss.detach()
+            if perturbation is not None and perturbation.requires_grad:
+                perturbation.grad = gradient_to(perturbation, loss, keep_graph=True)
+        return loss
+
+    def _loss_over_passes(
+        self, model: nn.Module, bare: nn.Module, inputs: dict[str, Any], units: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        """Mix the clean loss and the mean over perturbed passes; the last pass draws from the global generators."""
+        config, place = self.args, self._place(bare, inputs)
+        clean, first_gradient = None, None
+        if config.clean_weight > 0:
+            start = self._next_perturbation(place).requires_grad_() if self._reuses_clean_pass() else None
+            early = {"share": config.clean_weight, "purpose": "clean"}
+            clean = self._early_pass(model, bare, inputs, units, start, **early)
+            first_gradient = None if start is None else maths.rescale_rows(start.grad)
+            self._statistics.add("clean_loss", clean / config.clean_weight)
+        if config.method == "adv":
+            reference = self._clean_prediction(bare, inputs) if config.inner_loss == "kl" else None
+            gradients = {"first_gradient": first_gradient, "reference": reference}
+            delta = self._ascend(bare, inputs, place, units=units, **gradients)
+        else:
+            delta = self._next_perturbation(place)
+        losses, share = [], (1.0 - config.clean_weight) / config.training_passes
+        for number in range(config.training_passes - 1):
+            delta.requires_grad_(config.method == "freelb")
+            early = {"share": share, "purpose": f"pass {number}"}
+            losses.append(self._early_pass(model, bare, inputs, units, delta, **early))
+            if config.method == "freelb":
+                delta = self._climb(delta, maths.rescale_rows(delta.grad), place)
+            else:
+                delta = self._next_perturbation(place)
+        loss, outputs = self._pass(model, bare, inputs, units, delta)
+        loss = sum(losses, share * loss)
+        self._note_loss(loss / (1.0 - config.clean_weight), losses, share)
+        self._note_norm(delta, place)
+        return (loss if clean is None else loss + clean), outputs
+
+    def _reuses_clean_pass(self) -> bool:
+        return self.args.reuses_clean_pass and self.compute_loss_func is None
+
+    def _loss_and_divergence(
+        self, model: nn.Module, bare: nn.Module, inputs: dict[str, Any], units: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        """Add the divergence of perturbed predictions from the clean one to the clean loss.
+
+        The wrapped model runs once, in the clean pass, which draws from the global generators: with a second pass
+        that does not reach the word embeddings DDP would take them for unused.
+        """
+        config = self.args
+        with main_pass_first(self.args.device) as rewind:
+            if labels_of(inputs) or self.compute_loss_func is not None:
+                loss, outputs = self._pass(model, bare, inputs, units)
+            else:
+                outputs, loss = model(**inputs), 0.0
+            rewind()
+            clean, place = logits_of(outputs), self._place(bare, inputs)
+            reference = detached(clean) if config.inner_loss == "kl" else None
+            found, unlabelled = [], without_labels(inputs)
+            for number in range(config.training_passes):
+                if config.method == "adv":
+                    delta = self._ascend(bare, inputs, place, reference=reference)
+                else:
+                    delta = self._next_perturbation(place)
+                noised_inputs = perturbed_embeddings(bare, unlabelled, delta, detach=config.detach_noised)
+                with self._side_pass(bare, f"noised {number}", trains=True), noised_inputs as noised:
+                    prediction = logits_of(bare(**noised))
+                found.append(self._divergences(bare, clean, prediction, inputs, symmetric=True))
+        divergence = self._share_of_update(torch.stack(found).mean(dim=0), inputs, units)
+        self._statistics.add("clean_loss", torch.as_tensor(loss, device=divergence.device))
+        self._statistics.add("consistency_loss", divergence)
+        self._note_norm(delta, place)
+        return loss + config.consistency_weight * divergence, outputs
 
     # ---- Log
 
-    def _share_of_update(self, losses: Tensor, units: Tensor | None) -> Tensor:
-        """Sum losses (B,) with the weights that the update's loss gives them, times the number of processes."""
-        if units is None:
-            return losses.mean()
-        if units.numel() == 1:
-            return losses.sum() / units[0] * self.args.world_size
-        weights = (1.0 / (units * units.numel()))[self.window.group.to(units.device)]
-        return (losses * weights).sum() * self.args.world_size
+    def _note_loss(self, loss: Tensor, early: list[Tensor], share: float) -> None:
+        """Note the mean loss of the perturbed passes; FreeLB's first one is clean when it starts at zero."""
+        config = self.args
+        self._statistics.add("perturbed_loss", loss)
+        if config.method == "freelb" and config.init == "zero" and config.clean_weight == 0 and early:
+            self._statistics.add("clean_loss", early[0] / share)
+
+    def _note_norm(self, delta: Tensor, place: Place) -> None:
+        noise = self.args.noise if self.args.method == "rs_rp" else None
+        self._statistics.add("norm_ratio", maths.norm_ratio(delta, place.mask, self._ball(), noise))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as `XLTTrainer.log`; with the training loss also what was perturbed since the last time.
 
         `robust_clean_loss` (where a pass at zero perturbation is made anyway), `robust_perturbed_loss`,
-        `robust_norm_ratio` (mean norm / radius), `robust_skipped_rows` (examples without a usable gradient, summed
-        over ascent steps).
+        `robust_consistency_loss` (before its weight), `robust_norm_ratio` (mean norm / radius in the last perturbed
+        pass), `robust_skipped_rows` (examples without a usable gradient, summed over ascent steps).
         """
         if "loss" in logs:
             reduce = self.accelerator.reduce

@@ -123,6 +123,16 @@ def collate(examples: list[dict], side: str = "right", width: int | None = None)
     return batch
 
 
+# SMART without its proximal part.
+SMART = {
+    "method": "adv",
+    "epsilon": 0.2,
+    "steps": 2,
+    "init": "gaussian",
+    "init_scale": 0.5,
+    "inner_loss": "kl",
+    "consistency": "symkl",
+}
 # Settings that use every kind of pass and random number.
 ACTIVE = {
     "adv": {"method": "adv", "epsilon": 0.1},
@@ -136,6 +146,9 @@ ACTIVE = {
         "num_samples": 3,
         "clean_weight": 0.2,
     },
+    "freelb": {"method": "freelb", "epsilon": 0.2, "steps": 3, "init": "uniform"},
+    "r3f": {"method": "rs_rp", "epsilon": 0.2, "consistency": "symkl"},
+    "smart": SMART,
 }
 
 
@@ -196,8 +209,7 @@ def perturbations(monkeypatch) -> list[torch.Tensor]:
 
     @contextmanager
     def spy(model, inputs, perturbation, *, detach=False):
-        if not detach:
-            seen.append(perturbation.clone())
+        seen.append(perturbation.detach().clone())
         with original(model, inputs, perturbation, detach=detach) as perturbed:
             yield perturbed
 

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from hf_xlt.randomness import keyed_generator
+from hf_xlt.strategies.robust import noise as noises
 from hf_xlt.strategies.robust import perturbation as maths
+from hf_xlt.strategies.robust.noise import Place
 from hf_xlt.strategies.robust.perturbation import Ball
 
 NORMS, SCOPES, INITS = ("l2", "linf"), ("token", "sentence"), ("zero", "uniform", "gaussian")
@@ -45,7 +47,7 @@ def assert_in_ball(delta, ball):
 @pytest.mark.parametrize(("norm", "scope", "radius"), product(NORMS, SCOPES, RADII))
 def test_projection_reaches_the_radius_of_each_example_and_is_idempotent(norm, scope, radius):
     ball, mask = Ball(norm, scope, radius), mask_of(LENGTHS)
-    outside = maths.draw("normal", mask, 6, generators(4), torch.float32) * radius * 30
+    outside = noises.draw("normal", mask, 6, generators(4), torch.float32) * radius * 30
     projected = maths.project(outside, ball)
     assert_in_ball(projected, ball)
     # Each example and position that lay outside ends on its own boundary: a norm shared by the batch would not.
@@ -66,7 +68,7 @@ def test_projection_leaves_interior_points_bit_for_bit(norm, scope):
 @pytest.mark.parametrize(("norm", "scope", "radius", "init", "steps"), product(NORMS, SCOPES, RADII, INITS, (1, 3)))
 def test_ascent_stays_in_the_ball_of_every_example(norm, scope, radius, init, steps):
     ball, mask = Ball(norm, scope, radius), mask_of(LENGTHS)
-    delta = maths.initial_perturbation(init, ball, mask, mask, 6, generators(4), torch.float32)
+    delta = noises.initial_perturbation(init, ball, Place(mask, mask, 6, generators(4), torch.float32))
     assert_in_ball(delta, ball)
     for step in range(steps):
         gradient = torch.randn(4, 15, 6, generator=keyed_generator(step)) * 10.0 ** (3 * step - 4)
@@ -126,12 +128,11 @@ def test_a_step_of_one_example_is_the_same_alone_and_in_a_batch(norm, scope):
 
 
 def every_draw(law, scope, content, mask, seed=0, width=6):
+    place = Place(content, mask, width, generators(len(content), seed), torch.float32)
     if law in NOISES:
-        return maths.draw_noise(law, scope, 0.5, content, mask, width, generators(len(content), seed), torch.float32)
+        return noises.draw_noise(law, scope, 0.5, place)
     norm, init = law
-    return maths.initial_perturbation(
-        init, Ball(norm, scope, 0.5), content, mask, width, generators(len(content), seed), torch.float32
-    )
+    return noises.initial_perturbation(init, Ball(norm, scope, 0.5), place)
 
 
 LAWS = [*NOISES, *product(NORMS, ("uniform", "gaussian"))]
@@ -166,14 +167,14 @@ def test_a_seed_reproduces_and_a_further_draw_differs(law):
     assert not torch.equal(every_draw(law, "token", mask, mask), every_draw(law, "token", mask, mask, seed=1))
     streams = generators(4)
     first, second = (
-        maths.draw_noise("gaussian", "token", 1.0, mask, mask, 6, streams, torch.float32) for _ in range(2)
+        noises.draw_noise("gaussian", "token", 1.0, Place(mask, mask, 6, streams, torch.float32)) for _ in range(2)
     )
     assert not torch.equal(first, second)
 
 
 def sample(noise, scope, radius=0.7, rows=4000, length=3, width=2):
     mask = torch.ones(rows, length, dtype=torch.bool)
-    return maths.draw_noise(noise, scope, radius, mask, mask, width, generators(rows), torch.float32)
+    return noises.draw_noise(noise, scope, radius, Place(mask, mask, width, generators(rows), torch.float32))
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -197,9 +198,9 @@ def test_moments_of_each_noise_law_are_those_of_theory(scope):
 def test_norm_ratio_is_one_on_the_boundary_and_near_one_for_gaussian_noise():
     mask = mask_of(LENGTHS)
     for noise, scope in (("l2_sphere", "token"), ("l2_sphere", "sentence")):
-        drawn = maths.draw_noise(noise, scope, 0.3, mask, mask, 64, generators(4), torch.float32)
+        drawn = noises.draw_noise(noise, scope, 0.3, Place(mask, mask, 64, generators(4), torch.float32))
         assert maths.norm_ratio(drawn, mask, Ball("linf", scope, 0.3), noise).item() == pytest.approx(1.0, rel=1e-5)
-    drawn = maths.draw_noise("gaussian", "sentence", 0.3, mask, mask, 64, generators(4), torch.float32)
+    drawn = noises.draw_noise("gaussian", "sentence", 0.3, Place(mask, mask, 64, generators(4), torch.float32))
     assert maths.norm_ratio(drawn, mask, Ball("l2", "sentence", 0.3), "gaussian").item() == pytest.approx(1.0, rel=0.1)
 
 
@@ -219,7 +220,7 @@ def test_a_random_start_has_the_length_that_is_documented(scope):
 
     def start(init, norm):
         ball = Ball(norm, scope, 0.5)
-        return maths.initial_perturbation(init, ball, mask, mask, 64, generators(80), torch.float32)
+        return noises.initial_perturbation(init, ball, Place(mask, mask, 64, generators(80), torch.float32))
 
     def lengths(init):
         norms = maths.perturbation_norms(start(init, "l2"), "l2", scope)

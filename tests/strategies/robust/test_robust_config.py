@@ -99,7 +99,22 @@ INVALID = {
     "clean_weight": 1.5,
     "inner_dropout": "off",
     "start_step": -1,
+    "init_scale": 0.0,
+    "inner_loss": "ce",
+    "consistency": "kl",
+    "consistency_weight": -1.0,
+    "smooth_predict": "median",
+    "smooth_samples": 0,
+    "smooth_epsilon": -0.5,
 }
+# Each is right by itself; the message names what to change.
+CONTRADICTIONS = [
+    ({"consistency": "symkl", "method": "none"}, "choose adv or rs_rp"),
+    ({"consistency": "symkl", "method": "freelb"}, "choose adv or rs_rp"),
+    ({"consistency": "symkl", "clean_weight": 0.5}, "clean_weight"),
+    ({"inner_loss": "kl", "method": "freelb", "init": "uniform"}, "use adv"),
+    ({"inner_loss": "kl"}, "set `init`"),
+]
 
 
 def test_invalid_settings_are_refused_all_at_once(kit):
@@ -112,12 +127,43 @@ def test_invalid_settings_are_refused_all_at_once(kit):
             RobustConfig(output_dir=str(kit.folder), use_cpu=True, epsilon=value)
 
 
+@pytest.mark.parametrize(("settings", "message"), CONTRADICTIONS)
+def test_settings_that_contradict_each_other_are_refused(kit, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        RobustConfig(output_dir=str(kit.folder), use_cpu=True, **settings)
+
+
+def test_an_optimizer_that_updates_within_backward_is_refused_where_there_are_several(kit):
+    several = ({"method": "freelb", "steps": 2}, {"method": "rs_rp", "num_samples": 2}, {"clean_weight": 0.5})
+    one = ({"method": "freelb", "init": "uniform"}, {}, {"method": "rs_rp", "num_samples": 2, "consistency": "symkl"})
+    for settings in (*several, *one):
+        config = RobustConfig(output_dir=str(kit.folder), use_cpu=True, **settings)
+        config.optim = "lomo"
+        if settings in several:
+            with pytest.raises(ConfigError, match="lomo"):
+                STRATEGY.check(config, "classification")
+        else:
+            STRATEGY.check(config, "classification")
+
+
+def test_freelb_that_is_plain_training_warns(kit):
+    with pytest.warns(UserWarning, match="--steps 3"):
+        kit.trainer(method="freelb")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        kit.trainer(method="freelb", steps=2)
+        kit.trainer(method="freelb", init="uniform")
+
+
 def test_a_config_survives_json_and_the_command_line(kit):
     own = list(RobustConfig.__annotations__)
     settings = {"method": "rs_rp", "epsilon": 0.3, "noise": "l2_ball", "num_samples": 3, "clean_weight": 0.2} | {
         "step_size": 0.25,
         "perturb_special_tokens": False,
         "start_step": 7,
+        "smooth_predict": "vote",
+        "smooth_epsilon": 0.5,
+        "detach_noised": False,
     }
     config = RobustConfig(output_dir=str(kit.folder), use_cpu=True, **settings)
     saved = {name: value for name, value in json.loads(config.to_json_string()).items() if name in own}
@@ -142,9 +188,17 @@ def test_the_registry_entry_has_help_costs_and_the_paper(kit):
     for settings, expected in (
         ({}, 5 / 3),
         ({"steps": 3}, 3.0),
-        ({"clean_weight": 0.5}, 8 / 3),
+        ({"clean_weight": 0.5}, 2.0),
+        ({"clean_weight": 0.5, "init": "uniform"}, 8 / 3),
         ({"method": "rs_rp", "num_samples": 2}, 2.0),
         ({"method": "none"}, 1.0),
+        ({"method": "freelb", "steps": 3}, 3.0),
+        ({"method": "freelb", "steps": 3, "clean_weight": 0.5}, 4.0),
+        ({"method": "rs_rp", "consistency": "symkl"}, 2.0),
+        ({"consistency": "symkl"}, 8 / 3),
+        ({"consistency": "symkl", "inner_loss": "kl", "init": "gaussian", "steps": 3}, 4.0),
+        ({"inner_loss": "kl", "init": "gaussian"}, 2.0),
+        ({"consistency": "symkl", "consistency_weight": 0.0}, 1.0),
         ({"activation_checkpointing": True}, 7 / 4),
     ):
         config = RobustConfig(output_dir=str(kit.folder), use_cpu=True, **settings)

@@ -20,6 +20,11 @@ SETTINGS = {
         "norm_scope": "sentence",
         "clean_weight": 0.3,
     },
+    "adv, clean pass reused": {"epsilon": 0.1, "steps": 2, "clean_weight": 0.3},
+    "freelb": {"method": "freelb", "epsilon": 0.2, "steps": 3, "init": "uniform"},
+    "r3f": {"method": "rs_rp", "epsilon": 0.3, "consistency": "symkl"},
+    "r3f, embeddings attached": {"method": "rs_rp", "epsilon": 0.3, "consistency": "symkl", "detach_noised": False},
+    "smart": {"epsilon": 0.2, "steps": 2, "init": "gaussian", "inner_loss": "kl", "consistency": "symkl"},
     "rs_rp, three draws": {"method": "rs_rp", "epsilon": 0.3, "num_samples": 3, "clean_weight": 0.2},
 }
 
@@ -55,8 +60,7 @@ def spy_on_perturbations():
     seen, original = [], trainer_module.perturbed_embeddings
 
     def spy(model, inputs, perturbation, *, detach=False):
-        if not detach:
-            seen.append(perturbation.clone())
+        seen.append(perturbation.detach().clone())
         return original(model, inputs, perturbation, detach=detach)
 
     trainer_module.perturbed_embeddings = spy
@@ -157,3 +161,24 @@ def test_ranks_draw_differently_and_train_to_the_weights_of_one_process(kit):
     assert len(logs) == 1 and logs == other_logs
     for name in ("robust_perturbed_loss", "robust_norm_ratio", "robust_skipped_rows", "loss"):
         assert logs[0][name] == pytest.approx(expected[name], rel=2e-2), name
+
+
+SMOOTHED = {"method": "none", "smooth_predict": "vote", "smooth_samples": 7, "smooth_epsilon": 0.5}
+
+
+def predict_on_a_rank(rank, kit):
+    trainer = kit.trainer(**SMOOTHED, per_device_eval_batch_size=2)
+    predictions = trainer.predict_languages({"xx": kit.examples(7), "yy": kit.examples(4, seed=1)})
+    torch.save(
+        {name: torch.from_numpy(part.predictions) for name, part in predictions.items()}, kit.folder / f"{rank}"
+    )
+
+
+def test_smoothed_predictions_are_those_of_one_process(kit):
+    in_two_processes(predict_on_a_rank, kit)
+    single = kit.trainer(**SMOOTHED).predict_languages({"xx": kit.examples(7), "yy": kit.examples(4, seed=1)})
+    for rank in range(2):
+        for name, predictions in torch.load(kit.folder / f"{rank}").items():
+            torch.testing.assert_close(
+                predictions, torch.from_numpy(single[name].predictions), rtol=1e-4, atol=1e-5, msg=name
+            )

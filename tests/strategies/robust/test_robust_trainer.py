@@ -20,6 +20,10 @@ INACTIVE = {
     "none": {"method": "none", "epsilon": 0.1},
     "before start_step": {"method": "adv", "epsilon": 0.1, "start_step": 3},
     "clean loss alone": {"method": "adv", "epsilon": 0.1, "clean_weight": 1.0},
+    "freelb at radius 0": {"method": "freelb", "epsilon": 0.0, "steps": 3, "init": "uniform"},
+    "freelb, one step from zero": {"method": "freelb", "epsilon": 0.1, "steps": 1, "init": "zero"},
+    "consistency of weight 0": {"method": "rs_rp", "epsilon": 0.1, "consistency": "symkl", "consistency_weight": 0.0},
+    "consistency at radius 0": {"method": "rs_rp", "epsilon": 0.0, "consistency": "symkl"},
 }
 
 
@@ -63,6 +67,7 @@ def plain_training(request, tmp_path_factory):
     return run
 
 
+@pytest.mark.filterwarnings("ignore:.*from a zero start is plain fine-tuning")
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("settings", INACTIVE.values(), ids=INACTIVE)
 def test_inactive_is_plain_training_bit_for_bit(kit, plain_training, settings, accumulation):
@@ -121,10 +126,19 @@ def test_the_weights_get_the_gradient_at_a_constant_perturbation(kit, perturbati
     [
         ({"steps": 1}, 2),
         ({"steps": 3}, 4),
-        ({"steps": 2, "clean_weight": 0.5}, 4),
+        ({"steps": 2, "clean_weight": 0.5}, 3),
+        ({"steps": 2, "clean_weight": 0.5, "inner_dropout": "eval"}, 4),
+        ({"steps": 2, "clean_weight": 0.5, "label_smoothing_factor": 0.1}, 4),
         ({"method": "rs_rp"}, 1),
         ({"method": "rs_rp", "num_samples": 3}, 3),
         ({"epsilon": 0.0, "steps": 3}, 1),
+        ({"steps": 2, "inner_loss": "kl", "init": "uniform"}, 4),
+        ({"method": "freelb", "steps": 3}, 3),
+        ({"method": "freelb", "steps": 3, "clean_weight": 0.5}, 4),
+        ({"method": "rs_rp", "consistency": "symkl"}, 2),
+        ({"method": "rs_rp", "consistency": "symkl", "num_samples": 2}, 3),
+        ({"consistency": "symkl", "steps": 2}, 4),
+        ({"consistency": "symkl", "steps": 2, "inner_loss": "kl", "init": "gaussian"}, 4),
     ],
 )
 def test_a_step_runs_the_model_no_more_often_than_it_must(kit, settings, passes):
@@ -146,7 +160,17 @@ def test_flops_are_those_of_the_arithmetic(kit):
         return counter.get_total_flops()
 
     plain = flops(method="none")
-    for settings in ({"steps": 1}, {"steps": 3}, {"method": "rs_rp"}, {"steps": 2, "clean_weight": 0.5}):
+    for settings in (
+        {"steps": 1},
+        {"steps": 3},
+        {"method": "rs_rp"},
+        {"steps": 2, "clean_weight": 0.5},
+        {"steps": 2, "clean_weight": 0.5, "init": "uniform"},
+        {"method": "freelb", "steps": 3},
+        {"method": "rs_rp", "consistency": "symkl"},
+        {"steps": 2, "consistency": "symkl", "inner_loss": "kl", "init": "gaussian"},
+        {"steps": 2, "inner_loss": "kl", "init": "gaussian"},
+    ):
         config = RobustConfig(output_dir=str(kit.folder), use_cpu=True, **settings)
         assert flops(**settings) / plain == pytest.approx(STRATEGY.cost(config), rel=0.05)
     inner = flops(steps=2) - flops(steps=1)
