@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +26,24 @@ PLOT_NAME = "results.png"
 
 
 def encode(
-    entry: DataSet, table: Any, task: Task, tokenizer: PreTrainedTokenizerBase, inventory: Any, max_length: int
+    entry: DataSet, table: Any, plan: DataPlan, tokenizer: PreTrainedTokenizerBase, inventory: Any, max_length: int
 ) -> Any:
-    """Turn one data set's rows into features.
+    """Turn one data set's rows into features of the plan's task.
 
     Raises:
         ConfigError: a text or label cannot be used; the message names data set and row.
     """
-    return task.encode(table, Encoding(tokenizer, entry.columns, inventory, max_length, entry.where))
+    return encoder(entry, plan, tokenizer, inventory, max_length)(table)
+
+
+def encoder(
+    entry: DataSet, plan: DataPlan, tokenizer: PreTrainedTokenizerBase, inventory: Any, max_length: int
+) -> Callable[[Any], Any]:
+    """Return what turns rows of a data set into features; it pickles, for the workers of data loaders."""
+    encoding = Encoding(
+        tokenizer, entry.columns, inventory, max_length, entry.where, entry.language, plan.window_overlap
+    )
+    return functools.partial(plan.task.encode, encoding=encoding)
 
 
 def longest_input(asked: int, tokenizer: PreTrainedTokenizerBase, config: Any) -> int:
@@ -53,18 +64,18 @@ def read_tests(
         Features by language, source languages first.
     """
     return {
-        entry.language: encode(entry, entry.read(), plan.task, tokenizer, inventory, max_length)
+        entry.language: encode(entry, entry.read(), plan, tokenizer, inventory, max_length)
         for entry in plan.of_role(SOURCE_TEST, TARGET_TEST)
     }
 
 
-def score(trainer: XLTTrainer, datasets: Mapping[str, Any], metric: str, source_languages: tuple[str, ...]) -> Results:
+def score(trainer: XLTTrainer, datasets: Mapping[str, Any], task: Task, source_languages: tuple[str, ...]) -> Results:
     """Score a trainer's model on test sets by language.
 
     Args:
         trainer: any `XLTTrainer`; its `compute_metrics` gives the metrics.
         datasets: features by language; none empty.
-        metric: name of the main metric.
+        task: what they are scored on.
         source_languages: which of them are source languages.
 
     Returns:
@@ -78,12 +89,12 @@ def score(trainer: XLTTrainer, datasets: Mapping[str, Any], metric: str, source_
         LanguageScore(
             language,
             SOURCE if language in source_languages else TARGET,
-            len(datasets[language]),
+            task.count_examples(datasets[language]),
             language_metrics(prediction, trainer.compute_metrics, config),
         )
         for language, prediction in predictions.items()
     ]
-    return Results(metric, tuple(sorted(scores, key=lambda entry: entry.role != SOURCE)))
+    return Results(task.metric, tuple(sorted(scores, key=lambda entry: entry.role != SOURCE)))
 
 
 def write_results(folder: Path, results: Results, floor: Results | None = None) -> list[str]:

@@ -38,42 +38,47 @@ class LabelInventory:
         """Name to index, for the model's config."""
         return {name: index for index, name in enumerate(self.names)}
 
-    def indices(self, values: Sequence[Any], texts: Sequence[str | None] | None, where: str) -> list[int]:
+    def indices(
+        self, values: Sequence[Any], texts: Sequence[str | None] | None, where: str, start: int = 0, unit: str = "row"
+    ) -> list[int]:
         """Map a label column to class indices.
 
         Args:
             values: integers or names.
             texts: the names beside integer labels, where the data have them; checked against the inventory.
             where: what the data are, for messages.
+            start: number of the first value.
+            unit: what is numbered, for messages.
 
         Raises:
             ConfigError: a label is missing, outside the inventory, or named otherwise than in the inventory.
         """
         known, chosen = self.label2id, []
-        for row, value in enumerate(values):
-            index = self._index(value, known, row, where)
-            if texts is not None and texts[row] is not None and str(texts[row]) != self.names[index]:
+        for place, value in enumerate(values):
+            spot = f"{where}, {unit} {start + place}"
+            index = self._index(value, known, spot)
+            if texts is not None and texts[place] is not None and str(texts[place]) != self.names[index]:
                 raise ConfigError(
-                    f"{where}, row {row}: label {value!r} is called {texts[row]!r}, but class {index} of the "
+                    f"{spot}: label {value!r} is called {texts[place]!r}, but class {index} of the "
                     f"inventory is called {self.names[index]!r}. All data of a run must share one label set."
                 )
             chosen.append(index)
         return chosen
 
-    def _index(self, value: Any, known: dict[str, int], row: int, where: str) -> int:
+    def _index(self, value: Any, known: dict[str, int], spot: str) -> int:
         if value is None or isinstance(value, float):
-            raise ConfigError(f"{where}, row {row}: label {value!r} is neither a class index nor a class name.")
+            raise ConfigError(f"{spot}: label {value!r} is neither a class index nor a class name.")
         if isinstance(value, int) and not isinstance(value, bool):
             if 0 <= value < len(self.names):
                 return value
             raise ConfigError(
-                f"{where}, row {row}: label {value} is outside the inventory 0..{len(self.names) - 1} "
+                f"{spot}: label {value} is outside the inventory 0..{len(self.names) - 1} "
                 f"({', '.join(self.names)}). The inventory is that of the source training split; `--labels` names it."
             )
         if str(value) in known:
             return known[str(value)]
         raise ConfigError(
-            f"{where}, row {row}: label {value!r} is not in the inventory {', '.join(self.names)}."
+            f"{spot}: label {value!r} is not in the inventory {', '.join(self.names)}."
             f"{close_match(str(value), self.names)} It is that of the source training split; `--labels` names another."
         )
 

@@ -14,7 +14,7 @@ from hf_xlt.data.shots import shot_order
 from hf_xlt.data.sources import Source, make_source
 from hf_xlt.errors import ConfigError, close_match
 from hf_xlt.languages import check_code
-from hf_xlt.tasks import Task
+from hf_xlt.tasks import COLUMN_ROLES, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -80,6 +80,7 @@ class DataPlan:
         sets: every data set by role, languages in order.
         shot_seed: seed of the choice of shots.
         given_labels: class names the user gave, or None.
+        window_overlap: tokens that neighbouring windows of a long input share.
         notes: what the user should know, in sentences.
     """
 
@@ -89,6 +90,7 @@ class DataPlan:
     sets: dict[str, list[DataSet]]
     shot_seed: int
     given_labels: Sequence[str] | None
+    window_overlap: int = 0
     notes: list[str] = field(default_factory=list)
 
     def of_role(self, *roles: str) -> list[DataSet]:
@@ -158,7 +160,20 @@ def resolve_data(
         sets[SOURCE_TEST] = list(finder.find_source_test(source, languages, targets, notes))
         sets[TARGET_TEST] = finder.find(TARGET_TEST, homes, arguments.target_split)
     _check_same_columns(entry for role in sets if role != TEXT for entry in sets[role])
-    return DataPlan(task, languages, target_languages, sets, arguments.shot_seed, arguments.labels, notes)
+    plan = DataPlan(
+        task,
+        languages,
+        target_languages,
+        sets,
+        arguments.shot_seed,
+        arguments.labels,
+        arguments.window_overlap,
+        notes,
+    )
+    if trains and task.with_labels:
+        _, inventory = plan.read_training()
+        plan.task = task.given_labels(inventory)
+    return plan
 
 
 def _check_same_columns(entries: Iterable[DataSet]) -> None:
@@ -282,10 +297,6 @@ class _Finder:
         where = f"{source.name} ({language}, {split})"
         if shape.rows == 0:
             raise ConfigError(f"{where} is empty: it has no rows to use as {role} data.")
-        given = {
-            "text": self.arguments.text_column,
-            "text_pair": self.arguments.text_pair_column,
-            "label": self.arguments.label_column,
-        }
+        given = {role: getattr(self.arguments, f"{role}_column") for role in COLUMN_ROLES}
         columns = self.task.find_columns(shape.columns, given, where) if role != TEXT else {}
         return DataSet(role, language, split, source, columns, shape.rows, limit)

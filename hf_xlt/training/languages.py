@@ -13,6 +13,9 @@ from transformers import EvalPrediction
 
 from hf_xlt.training.losses import count_units, loss_sum
 
+# Question answering: two logits and two labels per example.
+_ENDS = ("start", "end")
+
 
 @dataclass(frozen=True)
 class LanguageBatches:
@@ -22,11 +25,13 @@ class LanguageBatches:
         dataset: all examples, longest first.
         order: (N,) position in the unsorted concatenation of each example of `dataset`.
         sizes: number of examples by language, in the order of concatenation.
+        parts: the data sets by language.
     """
 
     dataset: Any
     order: np.ndarray
     sizes: dict[str, int]
+    parts: Mapping[str, Any]
 
     def split(self, predictions: Any, labels: Any) -> dict[str, EvalPrediction]:
         """Undo the sorting and cut the arrays by language.
@@ -36,14 +41,16 @@ class LanguageBatches:
             labels: the same for labels, or None.
 
         Returns:
-            Per language its predictions and labels, in the order of its own data set.
+            Per language its predictions and labels, in the order of its own data set, which is their `inputs`.
         """
         inverse = np.empty_like(self.order)
         inverse[self.order] = np.arange(len(self.order))
         parts, start = {}, 0
         for language, size in self.sizes.items():
             rows = inverse[start : start + size]
-            parts[language] = EvalPrediction(_take(predictions, rows), _take(labels, rows))
+            parts[language] = EvalPrediction(
+                _take(predictions, rows), _take(labels, rows), inputs=self.parts[language]
+            )
             start += size
         return parts
 
@@ -72,7 +79,7 @@ def join_languages(datasets: Mapping[str, Any]) -> LanguageBatches:
     lengths = np.concatenate([example_lengths(dataset) for dataset in datasets.values()])
     order = np.argsort(-lengths, kind="stable")
     sizes = {language: len(dataset) for language, dataset in datasets.items()}
-    return LanguageBatches(_select(list(datasets.values()), order), order, sizes)
+    return LanguageBatches(_select(list(datasets.values()), order), order, sizes, datasets)
 
 
 def example_lengths(dataset: Any) -> np.ndarray:
@@ -107,7 +114,16 @@ def language_metrics(
     metrics = dict(compute_metrics(prediction)) if compute_metrics is not None else {}
     logits, labels = prediction.predictions, prediction.label_ids
     if isinstance(logits, np.ndarray) and isinstance(labels, np.ndarray) and np.issubdtype(logits.dtype, np.floating):
-        named = {"labels": torch.from_numpy(labels)}
-        total = loss_sum({"logits": torch.from_numpy(logits).float()}, named, config)
-        metrics["loss"] = (total / count_units(named).clamp(min=1)).item()
+        named, outputs = {"labels": torch.from_numpy(labels)}, {"logits": torch.from_numpy(logits).float()}
+    elif isinstance(logits, tuple) and isinstance(labels, tuple) and len(logits) == len(labels) == len(_ENDS):
+        named = {f"{end}_positions": torch.from_numpy(values) for end, values in zip(_ENDS, labels, strict=True)}
+        # What a model says of padding depends on the batch; it is no part of the loss.
+        padding = torch.from_numpy(example_lengths(prediction.inputs)[:, None] <= np.arange(logits[0].shape[1]))
+        outputs = {
+            f"{end}_logits": torch.from_numpy(values).float().masked_fill(padding, float("-inf"))
+            for end, values in zip(_ENDS, logits, strict=True)
+        }
+    else:
+        return metrics
+    metrics["loss"] = (loss_sum(outputs, named, config) / count_units(named).clamp(min=1)).item()
     return metrics

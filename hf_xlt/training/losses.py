@@ -42,7 +42,7 @@ def count_units(labels: Mapping[str, Tensor]) -> Tensor:
         int64 scalar.
     """
     if "start_positions" in labels:
-        return torch.tensor(labels["start_positions"].shape[0], device=labels["start_positions"].device)
+        return labels["start_positions"].ge(0).sum()
     values = labels["labels"]
     if values.is_floating_point():
         return torch.tensor(values.shape[0], device=values.device)
@@ -128,4 +128,5 @@ def per_example_losses(outputs: Any, labels: Mapping[str, Tensor], config: Any) 
 def _position_losses(logits: Tensor, positions: Tensor) -> Tensor:
     # A position outside the window is no target: the heads clamp it to T and ignore it there.
     width = logits.shape[1]
-    return F.cross_entropy(logits, positions.clamp(0, width), ignore_index=width, reduction="none")
+    targets = torch.where(positions < 0, width, positions).clamp(max=width)
+    return F.cross_entropy(logits.float(), targets, ignore_index=width, reduction="none")

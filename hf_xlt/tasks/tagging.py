@@ -1,0 +1,185 @@
+"""One tag per word: accuracy and macro F1, or F1 over exact spans where the tags are IOB2.
+
+The first piece of a word carries its tag. Sentences longer than the model are split into windows, so that every word
+is scored; a word of which the tokenizer leaves nothing counts as wrong (as `O` under IOB2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_xlt.data.labels import LabelInventory, find_inventory
+from hf_xlt.errors import ConfigError
+from hf_xlt.tasks.base import Column, Encoding, Task, encode_rows
+from hf_xlt.tasks.spans import OUTSIDE, is_iob2, span_scores
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+IGNORED = -100
+# Columns of the features that scoring reads and the model does not.
+SENTENCE, TAGS, WORDS = "sentence", "tags", "words"
+
+
+def _find_tags(tables: Sequence[Dataset], columns: Mapping[str, str], given: Sequence[str] | None) -> LabelInventory:
+    """Read the tags off the source training rows, as `find_inventory` reads classes."""
+    from datasets import ClassLabel, Dataset, Features
+
+    column = columns["tags"]
+    feature = tables[0].features[column]
+    names = getattr(getattr(feature, "feature", feature), "names", None)
+    values = [tag for table in tables for tags in table[column] for tag in tags or ()]
+    flat = Dataset.from_dict({column: values}, Features({column: ClassLabel(names=names)}) if names else None)
+    return find_inventory([flat], column, given)
+
+
+def encode_words(table: Dataset, encoding: Encoding) -> Dataset:
+    """Tokenise sentences given as words; the first piece of a word carries its tag, other positions -100.
+
+    Returns:
+        Features with, for scoring, `sentence` (number of the row), `words` (places in the sentence of the tagged
+        positions) and, in a sentence's first window, `tags` (class indices of all its words).
+
+    Raises:
+        ConfigError: words and tags of a row do not fit together, or a tag is not in the inventory.
+    """
+
+    def features(rows: dict[str, list], start: int) -> dict[str, list]:
+        sentences = _checked_sentences(rows, encoding, start)
+        tags = [
+            encoding.inventory.indices(row_tags, None, f"{encoding.where}, row {number}", unit="word")
+            for number, row_tags in enumerate(rows[encoding.columns["tags"]], start)
+        ]
+        made = encoding.tokenizer(
+            sentences,
+            is_split_into_words=True,
+            truncation=True,
+            max_length=encoding.max_length,
+            return_overflowing_tokens=True,
+        )
+        return _windows(made, tags, start)
+
+    return encode_rows(table, encoding, TOKEN_CLASSIFICATION.name, features)
+
+
+def _checked_sentences(rows: dict[str, list], encoding: Encoding, start: int) -> list[list[str]]:
+    tokens, tags = encoding.columns["tokens"], encoding.columns["tags"]
+    for number, (words, row_tags) in enumerate(zip(rows[tokens], rows[tags], strict=True), start):
+        place = f"{encoding.where}, row {number}"
+        if not isinstance(words, list) or not words or any(not isinstance(word, str) for word in words):
+            raise ConfigError(f"{place}: column `{tokens}` must hold a list of words; got {_short(words)}.")
+        if not isinstance(row_tags, list) or len(row_tags) != len(words):
+            count = len(row_tags) if isinstance(row_tags, list) else _short(row_tags)
+            raise ConfigError(f"{place}: {len(words)} words in `{tokens}`, but `{tags}` holds {count} tags.")
+    return rows[tokens]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _windows(made: Any, tags: Sequence[Sequence[int]], start: int) -> dict[str, list]:
+    owners = made.pop("overflow_to_sample_mapping")
+    columns: dict[str, list] = {name: list(values) for name, values in made.items()}
+    columns |= {name: [] for name in ("labels", SENTENCE, WORDS, TAGS, "length")}
+    before = last = None
+    for window, owner in enumerate(owners):
+        if owner != before:
+            last = None
+        labels, places = [], []
+        for word in made.word_ids(window):
+            # A word cut by the end of a window is tagged where it begins.
+            begins = word is not None and word != last
+            labels.append(tags[owner][word] if begins else IGNORED)
+            if begins:
+                places.append(word)
+                last = word
+        columns["labels"].append(labels)
+        columns[SENTENCE].append(start + owner)
+        columns[WORDS].append(places)
+        columns[TAGS].append(list(tags[owner]) if owner != before else [])
+        columns["length"].append(len(labels))
+        before = owner
+    return columns
+
+
+def _collator(tokenizer: PreTrainedTokenizerBase) -> Any:
+    from transformers import DataCollatorForTokenClassification
+
+    return DataCollatorForTokenClassification(tokenizer)
+
+
+def tags_per_sentence(prediction: EvalPrediction) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Put the tags of windows together again.
+
+    Args:
+        prediction: logits (N, T, C) and labels (N, T) of N windows padded to T, and their features as `inputs`.
+
+    Returns:
+        Gold and predicted class indices of every word, by sentence; -1 where a word has no prediction.
+    """
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    chosen = np.argmax(logits, axis=-1)
+    gold: dict[int, np.ndarray] = {}
+    predicted: dict[int, np.ndarray] = {}
+    columns = (prediction.inputs[name] for name in (SENTENCE, TAGS, WORDS))
+    for window, (sentence, tags, places) in enumerate(zip(*columns, strict=True)):
+        if tags:
+            gold[sentence] = np.asarray(tags)
+            predicted[sentence] = np.full(len(tags), -1)
+        predicted[sentence][places] = chosen[window][prediction.label_ids[window] != IGNORED]
+    return list(gold.values()), list(predicted.values())
+
+
+def _tag_metrics(inventory: LabelInventory | None) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Build accuracy and macro F1 over tags, or F1 over exact spans for IOB2 tags."""
+
+    def tags(prediction: EvalPrediction) -> dict[str, float]:
+        from sklearn.metrics import f1_score
+
+        gold, predicted = (np.concatenate(side) for side in tags_per_sentence(prediction))
+        # A word without prediction is no class of its own in the average.
+        classes = sorted({*gold.tolist(), *predicted.tolist()} - {-1})
+        return {
+            "accuracy": float(np.mean(gold == predicted)),
+            "macro_f1": float(f1_score(gold, predicted, labels=classes, average="macro", zero_division=0)),
+        }
+
+    def spans(prediction: EvalPrediction) -> dict[str, float]:
+        gold, predicted = tags_per_sentence(prediction)
+        names = np.array([*inventory.names, OUTSIDE], dtype=object)
+        accuracy = np.mean(names[np.concatenate(gold)] == names[np.concatenate(predicted)])
+        scores = span_scores([names[tags] for tags in gold], [names[tags] for tags in predicted])
+        return {**scores, "accuracy": float(accuracy)}
+
+    return spans if is_iob2(inventory.names) else tags
+
+
+def _with_labels(task: Task, inventory: LabelInventory) -> Task:
+    if is_iob2(inventory.names):
+        return dataclasses.replace(task, metrics=("f1", "precision", "recall", "accuracy"))
+    return task
+
+
+TOKEN_CLASSIFICATION = Task(
+    name="token-classification",
+    pipeline_tag="token-classification",
+    auto_model="AutoModelForTokenClassification",
+    columns={
+        "tokens": Column(("tokens", "words"), required=True),
+        "tags": Column(("tags", "ner_tags", "pos_tags", "upos", "labels"), required=True),
+    },
+    metrics=("accuracy", "macro_f1"),
+    find_labels=_find_tags,
+    encode=encode_words,
+    collator=_collator,
+    compute_metrics=_tag_metrics,
+    count_examples=lambda features: len(set(features[SENTENCE])),
+    with_labels=_with_labels,
+)
