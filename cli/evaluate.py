@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import typer
 
@@ -23,14 +24,21 @@ def register(app: typer.Typer) -> None:
         text_pair_column: str = typer.Option(None, help="Column of the second text of a pair."),
         label_column: str = typer.Option(None, help="Column of the label."),
         language_column: str = typer.Option(None, help="Column of the language."),
-        max_length: int = typer.Option(128, help="Longest input in tokens."),
+        max_length: int = typer.Option(None, help="Longest input in tokens. Default: as in the run, or the task's."),
         batch_size: int = typer.Option(64, help="Examples per batch."),
         revision: str = typer.Option(None, help="Branch, tag or commit on the Hub."),
         output_dir: str = typer.Option(None, help="Where to write. Default: beside the run, or `evaluations/`."),
+        generalized: bool = typer.Option(
+            False, "--generalized", help="Also score every ordered pair of languages, for tasks of sentence pairs."
+        ),
+        generalized_languages: str = typer.Option(
+            None, help="Languages of --generalized, separated by commas. Default: all that are scored."
+        ),
+        id_column: str = typer.Option("id", help="Column of the id, by which --generalized joins languages."),
         as_json: bool = typer.Option(False, "--json", help="Print one JSON document instead of the table."),
         overwrite: bool = typer.Option(False, help="Replace results that are there."),
     ) -> None:
-        """Score a model per language; writes results.json, results.md and results.png."""
+        """Score a model per language; writes results.json, results.md and, with matplotlib, results.png."""
         from hf_xlt.arguments import DataArguments
         from hf_xlt.results import plain
         from hf_xlt.scoring import evaluate_model
@@ -47,16 +55,29 @@ def register(app: typer.Typer) -> None:
             label_column=label_column,
             language_column=language_column,
             max_length=max_length,
+            generalized=generalized,
+            generalized_languages=[generalized_languages] if generalized_languages else None,
+            id_column=id_column,
         )
-        results, folder, notes = evaluate_model(
-            model, data, batch_size=batch_size, revision=revision, output_dir=output_dir, overwrite=overwrite
+        found = evaluate_model(
+            model,
+            data,
+            batch_size=batch_size,
+            revision=revision,
+            output_dir=output_dir,
+            overwrite=overwrite,
+            progress=sys.stderr.isatty(),
         )
+        results, pairs = found.results, found.generalized
         if as_json:
-            print(json.dumps(results.to_dict(), ensure_ascii=False))
+            more = {"generalized": pairs.to_dict()} if pairs else {}
+            print(json.dumps({**results.to_dict(), **more}, ensure_ascii=False))
             return
         print(plain(results.table()) + "\n")
         for line in results.summary_lines():
             print(f"  {line}")
-        for note in notes:
+        for note in found.notes:
             print(f"  Note: {note}")
-        print(f"\nSaved in {folder}: results.json, results.md, results.png (with matplotlib).")
+        if pairs:
+            print("\n" + pairs.describe())
+        print(f"\nSaved in {found.folder}: {', '.join(found.written)}.")

@@ -9,9 +9,11 @@ import typer
 
 from hf_xlt import __version__
 from hf_xlt.cli import (
+    average,
     card,
     evaluate,
     lang_stats,
+    make_pairs,
     pretrain,
     push,
     retrieve,
@@ -49,11 +51,13 @@ def _options(
 COMMANDS = (
     run,
     evaluate,
+    average,
     retrieve,
     pretrain,
     train_tokenizer,
     lang_stats,
     swap_vocab,
+    make_pairs,
     card,
     push,
     strategies,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hf_xlt.errors import ConfigError
 from hf_xlt.languages import check_code
 from hf_xlt.registry import Strategy
+
+if TYPE_CHECKING:
+    from hf_xlt.peft_arguments import PeftArguments
 
 EMBEDDED = "embedded"
 EMBEDDED_PHRASES = "embedded-phrases"
@@ -77,7 +80,13 @@ class DataArguments:
 
     _argument_group_name = "data"
 
-    task: str = field(default="text-classification", metadata={"help": "Kind of task: text-classification."})
+    task: str = field(
+        default="text-classification",
+        metadata={
+            "help": "Kind of task: text-classification (texts or pairs), token-classification (a tag per word; spans "
+            "where the tags are IOB2), question-answering (answers that are part of a text)."
+        },
+    )
     dataset: str | None = field(
         default=None,
         metadata={
@@ -108,13 +117,29 @@ class DataArguments:
     text_column: str | None = field(default=None, metadata={"help": "Column of the text. Default: found by name."})
     text_pair_column: str | None = field(default=None, metadata={"help": "Column of the second text of a pair."})
     label_column: str | None = field(default=None, metadata={"help": "Column of the label, an index or a name."})
+    tokens_column: str | None = field(default=None, metadata={"help": "Column of a sentence's words, a list."})
+    tags_column: str | None = field(default=None, metadata={"help": "Column of the words' tags, a list."})
+    question_column: str | None = field(default=None, metadata={"help": "Column of the question."})
+    context_column: str | None = field(default=None, metadata={"help": "Column of the text that answers it."})
+    answers_column: str | None = field(
+        default=None, metadata={"help": "Column of the answers: {text: [...], answer_start: [...]}."}
+    )
     language_column: str | None = field(
         default=None, metadata={"help": "Column that names the language, where the pattern has no {lang}."}
     )
     labels: list[str] | None = field(
         default=None, metadata={"help": "Class names in index order. Default: those of the source training data."}
     )
-    max_length: int = field(default=128, metadata={"help": "Longest input in tokens; longer ones are cut."})
+    max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longest input in tokens. Longer texts are cut; sentences of words and the texts that answer "
+            "questions are split into windows. Default: 128, for question answering 384."
+        },
+    )
+    window_overlap: int = field(
+        default=128, metadata={"help": "Tokens that neighbouring windows of a text that answers questions share."}
+    )
     shots: int = field(
         default=0, metadata={"help": "Labelled examples per target language, in all; 0 is zero-shot transfer."}
     )
@@ -149,6 +174,20 @@ class DataArguments:
         default=False,
         metadata={"help": "Let target-language validation labels choose the checkpoint. An oracle; the card says so."},
     )
+    generalized: bool = field(
+        default=False,
+        metadata={
+            "help": "For tasks of sentence pairs, also score each ordered pair of languages: the first sentence in "
+            "one, the second in the other, test sets joined by --id_column (Huang et al. 2021)."
+        },
+    )
+    generalized_languages: list[str] | None = field(
+        default=None,
+        metadata={"help": "Languages of --generalized, separated by commas. Default: all that are scored."},
+    )
+    id_column: str = field(
+        default="id", metadata={"help": "Column of the example's id, by which --generalized joins languages."}
+    )
 
     def __post_init__(self) -> None:
         """Split lists and check ranges."""
@@ -157,9 +196,12 @@ class DataArguments:
         self.auxiliary_languages = split_codes(self.auxiliary_languages) or [ALL_LANGUAGES]
         self.text_languages = split_codes(self.text_languages) or [ALL_LANGUAGES]
         self.labels = split_names(self.labels)
+        self.generalized_languages = split_codes(self.generalized_languages) or None
+        if self.generalized_languages and not self.generalized:
+            raise ConfigError("`--generalized-languages` says what `--generalized` scores; add `--generalized`.")
         if self.shots < 0:
             raise ConfigError(f"`--shots` is {self.shots}; give 0 (zero-shot) or more.")
-        if self.max_length < 4:
+        if self.max_length is not None and self.max_length < 4:
             raise ConfigError(f"`--max-length` is {self.max_length}; give 4 or more.")
         both = sorted(set(self.source_languages) & set(self.target_languages))
         if both:
@@ -194,6 +236,7 @@ class Arguments:
         run: what to run.
         model: where training starts.
         data: data by role.
+        peft: what to train in place of all weights.
         config: the strategy's config.
         explicit: names of the fields that the command line or the YAML file set.
     """
@@ -202,6 +245,7 @@ class Arguments:
     run: RunArguments
     model: ModelArguments
     data: DataArguments
+    peft: PeftArguments
     config: Any
     explicit: frozenset[str]
 
@@ -284,7 +328,7 @@ def non_default(arguments: Arguments) -> dict[str, Any]:
     shared = {entry.name for entry in dataclasses.fields(XLTConfig)}
     own = [entry.name for entry in dataclasses.fields(arguments.config) if entry.name not in shared]
     changed = {name: getattr(arguments.config, name) for name in own}
-    for group in (arguments.run, arguments.model, arguments.data, arguments.config):
+    for group in (arguments.run, arguments.model, arguments.data, arguments.peft, arguments.config):
         for entry in dataclasses.fields(group):
             value = getattr(group, entry.name)
             default = entry.default_factory() if callable(entry.default_factory) else entry.default

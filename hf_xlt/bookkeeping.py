@@ -12,6 +12,7 @@ from hf_xlt.data.roles import DataPlan
 from hf_xlt.environment import hardware, shareable_arguments, shareable_command, versions
 from hf_xlt.errors import ConfigError
 from hf_xlt.languages import english_name, iso_code
+from hf_xlt.models import is_adapted
 from hf_xlt.preparation import Prepared
 from hf_xlt.record import RunRecord
 
@@ -21,7 +22,8 @@ HIDDEN = frozenset(
     "push_to_hub hub_strategy hub_private_repo hub_always_push resume_from_checkpoint deepspeed project "
     "trackio_space_id report_to disable_tqdm log_level log_level_replica logging_dir local_rank floor threads use_cpu "
     "logging_steps logging_strategy logging_first_step accelerator_config fsdp_config model dataset target_dataset "
-    "auxiliary_dataset text_dataset".split()
+    "auxiliary_dataset text_dataset generalized generalized_languages id_column neighbours "
+    "neighbour_filter".split()
 )
 
 
@@ -53,7 +55,7 @@ def start_record(
             "metric": task.metric,
         },
         arguments=resolved(arguments),
-        settings=shareable_arguments(non_default(arguments), HIDDEN),
+        settings={**shareable_arguments(non_default(arguments), HIDDEN), **_augmentation_settings(arguments)},
         model={"name": prepared.model.name, "revision": arguments.model.model_revision, **prepared.model.license()},
         data=describe_data(plan),
         languages=describe_languages(plan),
@@ -72,9 +74,17 @@ def start_record(
 
 def resolved(arguments: Arguments) -> dict[str, Any]:
     """Return every shareable resolved argument by name."""
-    groups = (arguments.run, arguments.model, arguments.data, arguments.config)
+    # Settings of adapters that are not there say nothing, and runs from before there were any have none.
+    adapters = (arguments.peft,) if arguments.peft.peft else ()
+    groups = (arguments.run, arguments.model, arguments.data, *adapters, arguments.config)
     values = {entry.name: getattr(group, entry.name) for group in groups for entry in dataclasses.fields(group)}
-    return shareable_arguments(values, HIDDEN)
+    return {**shareable_arguments(values, HIDDEN), **_augmentation_settings(arguments)}
+
+
+def _augmentation_settings(arguments: Arguments) -> dict[str, str]:
+    """Describe the files that settings of augmentation name: by name, hash and size, never by path."""
+    augmentation = arguments.strategy.augmentation(arguments.config)
+    return augmentation.settings() if augmentation else {}
 
 
 def describe_data(plan: DataPlan) -> dict[str, Any]:
@@ -129,7 +139,13 @@ def describe_languages(plan: DataPlan) -> dict[str, list[dict[str, str]]]:
 def complete_hardware(record: RunRecord, arguments: Arguments, threads: int, model: Any) -> None:
     """Add what is known only once the model is loaded."""
     record.hardware = hardware(arguments.config, threads)
-    record.model["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    if is_adapted(model):
+        from hf_xlt.adapters import describe, merged_size
+
+        record.model["parameters"] = merged_size(model)
+        record.model["adapter"] = describe(model)
+    else:
+        record.model["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     record.model["model_type"] = model.config.model_type
     record.model["revision"] = getattr(model.config, "_commit_hash", None) or record.model["revision"]
 

@@ -16,6 +16,7 @@ from hf_xlt.data.sources import shareable_pattern
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "safetensors", "tokenizers", "babel")
 _SECRET_FLAGS = ("hub-token", "token")
 _PLACE_FLAGS = ("output-dir", "resume", "overwrite", "traceback")
+_FILE_FLAGS = ("neighbours", "neighbour-filter")
 _PATH_FLAGS = ("config", "deepspeed", "run-name", "logging-dir", "hub-model-id")
 
 
@@ -58,14 +59,21 @@ def shareable_command(argv: Sequence[str]) -> str:
     Args:
         argv: arguments after the program's name.
     """
-    kept, skipping = [], False
+    kept, skipping, names_file = [], False, False
     for token in argv:
         flag = re.sub("_", "-", token[2:].split("=")[0]) if token.startswith("--") else None
         if flag is not None:
             skipping = flag in (*_SECRET_FLAGS, *_PATH_FLAGS, *_PLACE_FLAGS)
+            names_file = flag in _FILE_FLAGS
         if not skipping:
-            kept.append(_without_folders(token))
+            kept.append(_file_name(token) if names_file else _without_folders(token))
     return " ".join(["hf-xlt run", *map(shlex.quote, kept)])
+
+
+def _file_name(token: str) -> str:
+    """Cut the path in `PATH`, or in `--flag=PATH`, to its last part."""
+    flag, separator, value = token.partition("=") if token.startswith("--") else ("", "", token)
+    return f"{flag}{separator}{Path(value).name}"
 
 
 def _without_folders(token: str) -> str:

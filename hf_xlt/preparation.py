@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_xlt.arguments import Arguments
+from hf_xlt.data.augmentation import EQUAL_UPDATES, join_features
 from hf_xlt.data.labels import LabelInventory
 from hf_xlt.data.roles import AUXILIARY, SHOTS, TARGET_VALIDATION, TEXT, TRAINING, VALIDATION, DataPlan, DataSet
 from hf_xlt.errors import ConfigError, close_match
-from hf_xlt.evaluation import encode, longest_input
+from hf_xlt.evaluation import encode, encoder, longest_input
 from hf_xlt.models import ModelSource
 from hf_xlt.record import LAST_CHECKPOINT, SOURCE_VALIDATION
 from hf_xlt.record import TARGET_VALIDATION as ORACLE
@@ -84,32 +85,69 @@ def settle_selection(arguments: Arguments, task: Task) -> dict[str, Any]:
     }
 
 
+def settle_augmentation(arguments: Arguments, plan: DataPlan, updates: int) -> None:
+    """Note what happens to the source training data, and train the baseline of equal updates for so many.
+
+    Args:
+        arguments: what the user asked for; its config may get the number of updates.
+        plan: the data; gets the note.
+        updates: number of updates of the augmented run.
+
+    Raises:
+        ConfigError: a table or a filter cannot be used.
+    """
+    augmentation = arguments.strategy.augmentation(arguments.config)
+    if augmentation is None:
+        return
+    plan.notes.append(augmentation.describe())
+    if augmentation.mode == EQUAL_UPDATES:
+        arguments.config.max_steps = updates
+
+
+def find_model(arguments: Arguments) -> ModelSource:
+    """Return where the run's encoder comes from.
+
+    Raises:
+        ConfigError: a path that is no directory.
+    """
+    choice = arguments.model
+    return ModelSource.find(
+        choice.model,
+        revision=choice.model_revision,
+        trust_remote_code=choice.trust_remote_code,
+        attn_implementation=choice.attn_implementation,
+    )
+
+
 def prepare(arguments: Arguments, plan: DataPlan, flag: InterruptionFlag) -> Prepared:
     """Read and encode what is trained and selected on, and say how the encoder is loaded.
 
     Raises:
         ConfigError: data, tokenizer or model cannot be used.
     """
-    choice = arguments.model
     tables, inventory = plan.read_training()
-    source = ModelSource.find(
-        choice.model,
-        revision=choice.model_revision,
-        trust_remote_code=choice.trust_remote_code,
-        attn_implementation=choice.attn_implementation,
-    )
+    source = find_model(arguments)
     tokenizer = source.load_tokenizer()
-    max_length = longest_input(arguments.data.max_length, tokenizer, source.load_config())
+    max_length = longest_input(arguments.data.max_length or plan.task.max_length, tokenizer, source.load_config())
 
     def features(entry: DataSet, table: Any = None) -> Any:
         table = entry.read() if table is None else table
-        return encode(entry, table, plan.task, tokenizer, inventory, max_length)
+        return encode(entry, table, plan, tokenizer, inventory, max_length)
 
     shots = {
         entry.language: features(entry, plan.take_shots(entry, entry.read(), inventory))
         for entry in plan.of_role(SHOTS)
     }
-    sources = [features(entry, tables[entry.language]) for entry in plan.of_role(TRAINING)]
+    augmentation = arguments.strategy.augmentation(arguments.config)
+
+    def training_features(entry: DataSet) -> Any:
+        table = tables[entry.language]
+        if augmentation is None:
+            return features(entry, table)
+        encoded = encoder(entry, plan, tokenizer, inventory, max_length)
+        return augmentation.encode(table, entry.columns, entry.language, encoded)
+
+    sources = [training_features(entry) for entry in plan.of_role(TRAINING)]
     training, joint, roles = _place_shots(arguments, sources, shots)
     roles |= {AUXILIARY: {entry.language: features(entry) for entry in plan.of_role(AUXILIARY)}}
     roles |= {TEXT: {entry.language: entry.read() for entry in plan.of_role(TEXT)}}
@@ -140,8 +178,6 @@ def _place_shots(
     Returns:
         The training features, the joint ones by language, and those by role.
     """
-    from datasets import concatenate_datasets
-
     joint, roles = {}, {}
     if "target" in arguments.strategy.roles:
         roles = {"target": shots}
@@ -149,7 +185,7 @@ def _place_shots(
         joint = shots
     else:
         sources = [*sources, *shots.values()]
-    return concatenate_datasets(sources) if len(sources) > 1 else sources[0], joint, roles
+    return join_features(sources), joint, roles
 
 
 def _model_loader(
@@ -163,9 +199,22 @@ def _model_loader(
         # The new head's weights come from the global generator, wherever it stands.
         set_seed(arguments.config.seed)
         start = source if folder is None else dataclasses.replace(source, path=str(folder), name=None, revision=None)
-        return start.load(task, inventory)
+        return adapt(start.load(task, inventory), arguments, task)
 
     return load
+
+
+def adapt(model: Any, arguments: Arguments, task: Task) -> Any:
+    """Put adapters into a model where `--peft` asks for them.
+
+    Raises:
+        ConfigError: a module that was named is not in the model.
+    """
+    if arguments.peft.peft is None:
+        return model
+    from hf_xlt.adapters import wrap
+
+    return wrap(model, arguments.peft, task, arguments.config.seed)
 
 
 def _masked_lm_loader(arguments: Arguments, source: ModelSource) -> Callable[[Path | None], Any]:

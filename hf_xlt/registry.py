@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hf_xlt.errors import ConfigError, close_match
 
 if TYPE_CHECKING:
+    from hf_xlt.data.augmentation import Augmentation
     from hf_xlt.training.phases import RunPhase
 
 STRATEGIES = {
@@ -74,6 +75,8 @@ class Strategy:
         invariances: what leaves a run's result unchanged (`INVARIANCES`).
         refusals: combinations of settings that it does not support.
         cost: cost of one update in units of a plain fine-tuning step, from the config.
+        peft: whether `--peft lora` may freeze the encoder and train adapters in its place.
+        augmentation: what happens to source training rows before they are encoded, from the config; None is nothing.
         notes: what a card must say of the implementation's relation to the paper.
     """
 
@@ -90,6 +93,8 @@ class Strategy:
     invariances: frozenset[str] = frozenset(INVARIANCES)
     refusals: tuple[Refusal, ...] = ()
     cost: Callable[[Any], float] = lambda config: 1.0
+    peft: bool = False
+    augmentation: Callable[[Any], Augmentation | None] = lambda config: None
     notes: str = ""
 
     def check(self, config: Any, task: str) -> None:

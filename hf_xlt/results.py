@@ -152,20 +152,20 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def markdown(rows: list[list[str]]) -> str:
-    """Render rows of text, header first, as a Markdown table; columns from the fourth on are right-aligned."""
+def markdown(rows: list[list[str]], left: int = 3) -> str:
+    """Render rows of text, header first, as a Markdown table; columns after the first `left` are right-aligned."""
     header, *body = rows
-    ruler = [":--" if i < 3 else "--:" for i in range(len(header))]
+    ruler = [":--" if i < left else "--:" for i in range(len(header))]
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, ruler, *body])
 
 
-def plain(rows: list[list[str]]) -> str:
-    """Render rows of text, header first, in columns for a terminal."""
+def plain(rows: list[list[str]], left: int = 3) -> str:
+    """Render rows of text, header first, in columns for a terminal; those after the first `left` right-aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
         cells = [
-            cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  " + "  ".join(cells).rstrip())
     return "\n".join(lines)

@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from hf_xlt.arguments import Arguments
+from hf_xlt.data.generalized import choose_pair_sets, join_pairs
 from hf_xlt.data.roles import SHOTS, TRAINING, DataPlan, resolve_data
 from hf_xlt.errors import ConfigError, Interrupted, reports_errors
+from hf_xlt.generalized_results import GeneralizedResults
 from hf_xlt.launch import check_launch, is_first_process, set_threads
 from hf_xlt.output import check_space, claim_output, inspect_output
 from hf_xlt.parsing import parse_arguments
 from hf_xlt.record import FINISHED, INTERRUPTED, TRAINED, RunRecord
 from hf_xlt.results import Results, plain
-from hf_xlt.tasks import get_task
+from hf_xlt.tasks import Encoding, get_task
 
 
 @reports_errors
@@ -38,10 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = parse_arguments(argv)
     task = get_task(arguments.data.task)
-    from hf_xlt.preparation import needs_validation, settle_selection
+    from hf_xlt.preparation import needs_validation, settle_augmentation, settle_selection
 
-    selection = settle_selection(arguments, task)
     plan = resolve_data(arguments.data, task, needs_validation=needs_validation(arguments.config))
+    selection = settle_selection(arguments, plan.task)
+    settle_augmentation(arguments, plan, planned_updates(arguments, plan))
+    if arguments.data.generalized:
+        choose_pair_sets(plan, arguments.data)
     if arguments.run.dry_run:
         say(describe_plan(arguments, plan, selection))
         return 0
@@ -114,7 +119,8 @@ class Run:
         del model
         if is_first_process():
             saves = str(getattr(arguments.config.save_strategy, "value", arguments.config.save_strategy)) != "no"
-            check_space(self.folder, record.model["parameters"], saves, arguments.run.overwrite)
+            trainable = record.model.get("adapter", {}).get("trainable_parameters")
+            check_space(self.folder, record.model["parameters"], saves, arguments.run.overwrite, trainable)
             claim_output(self.folder, overwrite=arguments.run.overwrite)
             if self.before is None:
                 record.write(self.folder)
@@ -126,9 +132,12 @@ class Run:
             raise Interrupted(f"{error} To resume: {self._resume_command()}") from error
         record.phases = ledger.done
         self._keep(record, TRAINED)
-        trainer = trainer or self._scoring_trainer(context, prepared)
-        tests, results = self._score(trainer, prepared)
+        if trainer is None or arguments.peft.peft:
+            # Adapters are merged in what was saved, and that is what is pushed: it is what is scored.
+            trainer = self._scoring_trainer(context, prepared)
+        tests, results, generalized = self._score(trainer, prepared)
         record.results = results.to_dict()
+        record.generalized = generalized.to_dict() if generalized else None
         self._finish(record, results, None)
         if arguments.embedded and arguments.run.floor:
             floor = self._floor(prepared, tests)
@@ -148,7 +157,8 @@ class Run:
         name = record.model["name"] or "a local model"
         trained = sum(entry.size for entry in plan.of_role(TRAINING))
         say(
-            f"Strategy {self.arguments.strategy.name}: {name} ({record.model['parameters'] / 1e6:.1f}M parameters), "
+            f"Strategy {self.arguments.strategy.name}: {name} ({record.model['parameters'] / 1e6:.1f}M parameters"
+            f"{_of_adapter(record.model)}), "
             f"{trained:,} labelled examples in {', '.join(plan.source_languages)}, "
             f"{len(plan.target_languages)} target languages, {record.hardware['device']}, "
             f"{record.hardware['processes']} x {record.hardware['threads']} threads."
@@ -167,17 +177,25 @@ class Run:
         ).load_trained(self.plan.task)
         return context.build_trainer(XLTTrainer, context.config_for(self.folder), model)
 
-    def _score(self, trainer: Any, prepared: Any) -> tuple[dict[str, Any], Results]:
+    def _score(self, trainer: Any, prepared: Any) -> tuple[dict[str, Any], Results, GeneralizedResults | None]:
         from hf_xlt.evaluation import read_tests, score
+        from hf_xlt.generalized import score_generalized
 
+        tokenizer, inventory, pairs = prepared.context.tokenizer, prepared.inventory, None
         try:
-            tests = read_tests(self.plan, prepared.context.tokenizer, prepared.inventory, prepared.max_length)
+            tests = read_tests(self.plan, tokenizer, inventory, prepared.max_length)
+            if self.arguments.data.generalized:
+                pairs = join_pairs(self.plan, self.arguments.data, inventory)
         except ConfigError as error:
             raise ConfigError(
                 f"{error} The model is trained and saved in `{self.folder}`; mend the test data and repeat the "
                 "command with `--resume`, which only scores."
             ) from error
-        return tests, score(trainer, tests, self.plan.task.metric, self.plan.source_languages)
+        results = score(trainer, tests, self.plan.task, self.plan.source_languages)
+        if pairs is None:
+            return tests, results, None
+        encoding = Encoding(tokenizer, {}, inventory, prepared.max_length, "")
+        return tests, results, score_generalized(trainer, pairs, self.plan.task, encoding, results)
 
     def _floor(self, prepared: Any, tests: dict[str, Any]) -> Results:
         """Train and score the same architecture from random weights, plainly, without saving anything."""
@@ -201,7 +219,7 @@ class Run:
             trainer.train()
             if context.flag.raised:
                 raise Interrupted(f"the floor was not measured; everything else is saved in `{self.folder}`.")
-            return score(trainer, tests, self.plan.task.metric, self.plan.source_languages)
+            return score(trainer, tests, self.plan.task, self.plan.source_languages)
 
     def _keep(self, record: RunRecord, status: str) -> None:
         record.status = status
@@ -215,11 +233,13 @@ class Run:
         from hf_xlt.bookkeeping import add_test_fingerprints
         from hf_xlt.evaluation import write_results
         from hf_xlt.files import write_text
+        from hf_xlt.generalized import replace_generalized
         from hf_xlt.model_cards.card import render
 
         if is_first_process():
             add_test_fingerprints(record, self.plan)
             write_results(self.folder, results, floor)
+            replace_generalized(self.folder, record.generalized_scores)
         self._keep(record, FINISHED)
         if is_first_process():
             write_text(self.folder / "README.md", render(record))
@@ -231,6 +251,8 @@ class Run:
             say(f"  {line}")
         if record.selection.get("oracle"):
             say("  Oracle: target-language validation labels chose the checkpoint; this is not zero-shot transfer.")
+        if record.generalized_scores:
+            say("\n" + record.generalized_scores.describe())
         force = " --force" if record.demo else ""
         say(
             f"\nSaved in {self.folder}: model and tokenizer, xlt_run.json (record), results.json, results.md, "
@@ -275,6 +297,33 @@ def _take_hub_settings(config: Any) -> dict[str, Any] | None:
     return taken
 
 
+def _of_adapter(model: dict[str, Any]) -> str:
+    """Return what the record's model says of adapters, to be put behind the number of its parameters."""
+    if "adapter" not in model:
+        return ""
+    adapter = model["adapter"]
+    count = adapter["trainable_parameters"]
+    return f"; LoRA of rank {adapter['rank']} trains {count:,}, {count / model['parameters']:.2%}"
+
+
+def _planned_adapter(arguments: Arguments, plan: DataPlan) -> list[str]:
+    """Return the plan's lines on adapters, counted on a model without weights; none without `--peft`."""
+    import torch
+
+    from hf_xlt.adapters import describe, merged_size
+    from hf_xlt.preparation import adapt, find_model
+
+    _, inventory = plan.read_training()
+    with torch.device("meta"):
+        model = adapt(find_model(arguments).load_random(plan.task, inventory), arguments, plan.task)
+    facts = {"parameters": merged_size(model), "adapter": describe(model)}
+    return [
+        f"Parameters {facts['parameters']:,}{_of_adapter(facts)}",
+        f"Adapters   on {', '.join(facts['adapter']['target_modules'])}; trained in full: "
+        f"{', '.join(facts['adapter']['modules_to_save'])}",
+    ]
+
+
 def _wait_for_all(config: Any) -> None:
     if config.world_size > 1:
         config.distributed_state.wait_for_everyone()
@@ -284,6 +333,8 @@ def describe_plan(arguments: Arguments, plan: DataPlan, selection: dict[str, Any
     """Say what would be run: data, labels, updates, cost."""
     config, strategy = arguments.config, arguments.strategy
     lines = [f"Strategy   {strategy.name}: {strategy.summary}", f"Model      {arguments.model.model}"]
+    if arguments.peft.peft:
+        lines += _planned_adapter(arguments, plan)
     for role, entries in plan.sets.items():
         for entry in entries:
             lines.append(
@@ -303,6 +354,12 @@ def describe_plan(arguments: Arguments, plan: DataPlan, selection: dict[str, Any
     batches = f" and as many of each of {joint} target languages" if joint else ""
     lines.append(f"Updates    {updates:,}, each of {_global_batch(config):,} source examples{batches}")
     lines.append(f"Cost       {cost:.2f} plain steps per update, {cost * updates:,.0f} plain steps in all")
+    if arguments.peft.peft:
+        lines.append("           in steps that train all weights; with these frozen a plain step, and an ascent step")
+        lines.append("           as well, costs about 2/3 of one")
+    if arguments.data.generalized:
+        count = len(choose_pair_sets(plan, arguments.data))
+        lines.append(f"Also       {count * count:,} ordered pairs of {count} languages are scored (--generalized)")
     lines.append(f"Output     {config.output_dir}")
     lines += [f"Note       {note}" for note in plan.notes]
     return "\n".join([*lines, "Nothing was run (--dry-run)."])
@@ -317,7 +374,9 @@ def planned_updates(arguments: Arguments, plan: DataPlan) -> int:
     config, data = arguments.config, arguments.data
     if config.max_steps > 0:
         return config.max_steps
-    examples = sum(entry.size for entry in plan.of_role(TRAINING))
+    augmentation = arguments.strategy.augmentation(config)
+    copies = augmentation.copies if augmentation else 1
+    examples = sum(entry.size for entry in plan.of_role(TRAINING)) * copies
     if data.shots and data.few_shot_mode == "concat":
         examples += sum(entry.size for entry in plan.of_role(SHOTS))
     batches = -(-examples // (config.per_device_train_batch_size * config.world_size))

@@ -4,23 +4,44 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_xlt.arguments import DataArguments
+from hf_xlt.data.generalized import choose_pair_sets, join_pairs
 from hf_xlt.data.labels import LabelInventory
 from hf_xlt.data.roles import resolve_data
 from hf_xlt.data.sources import EMBEDDED
 from hf_xlt.errors import ConfigError
 from hf_xlt.evaluation import RESULTS_NAME, longest_input, read_tests, score, write_results
+from hf_xlt.generalized import replace_generalized, score_generalized
+from hf_xlt.generalized_results import GeneralizedResults
 from hf_xlt.models import ModelSource
 from hf_xlt.record import RECORD_NAME, RunRecord
 from hf_xlt.results import Results
-from hf_xlt.tasks import Task, get_task
+from hf_xlt.tasks import Encoding, Task, get_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hf_xlt.training.trainer import XLTTrainer
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+        results: the scores per language.
+        generalized: the scores of all ordered pairs of languages, where they were asked for.
+        folder: where they were written to.
+        written: names of the files.
+        notes: what the user should know, in sentences.
+    """
+
+    results: Results
+    generalized: GeneralizedResults | None
+    folder: Path
+    written: list[str]
+    notes: list[str]
 
 
 def evaluate_model(
@@ -31,7 +52,8 @@ def evaluate_model(
     revision: str | None = None,
     output_dir: str | None = None,
     overwrite: bool = False,
-) -> tuple[Results, Path, list[str]]:
+    progress: bool = False,
+) -> Evaluation:
     """Score a model with a trained head on the languages of a data set.
 
     Args:
@@ -41,9 +63,7 @@ def evaluate_model(
         revision: branch, tag or commit on the Hub.
         output_dir: where to write; None chooses a folder beside the run, or under `evaluations/`.
         overwrite: replace results that are there.
-
-    Returns:
-        The scores, the folder they were written to, and notes for the user.
+        progress: show a progress bar while pairs of languages are scored.
 
     Raises:
         ConfigError: model or data cannot be used, or there are results already.
@@ -55,28 +75,47 @@ def evaluate_model(
         data.dataset = EMBEDDED
     task = get_task(record.task["name"] if record else data.task)
     plan = resolve_data(data, task, needs_validation=False, trains=False)
+    if record is not None:
+        # The windows are those of the run, so that its scores come out again.
+        plan.window_overlap = record.arguments.get("window_overlap", plan.window_overlap)
     folder = _output_folder(model, record, plan.of_role("target")[0].source.name, output_dir)
     if (folder / RESULTS_NAME).is_file() and not overwrite:
         raise ConfigError(f"`{folder}` holds results already; add `--overwrite`, or give another `--output-dir`.")
+    if data.generalized:
+        choose_pair_sets(plan, data)
 
     source = ModelSource.find(model, revision=revision)
     loaded = source.load_trained(task)
     tokenizer = source.load_tokenizer()
-    inventory = LabelInventory(tuple(loaded.config.id2label[index] for index in sorted(loaded.config.id2label)))
-    tests = read_tests(plan, tokenizer, inventory, longest_input(data.max_length, tokenizer, loaded.config))
+    inventory = _inventory(task, loaded.config)
+    if inventory is not None:
+        plan.task = task.given_labels(inventory)
+    asked = data.max_length or (record.arguments.get("max_length") if record else None) or task.max_length
+    max_length = longest_input(asked, tokenizer, loaded.config)
+    tests = read_tests(plan, tokenizer, inventory, max_length)
+    pairs = join_pairs(plan, data, inventory) if data.generalized else None
+    encoding = Encoding(tokenizer, {}, inventory, max_length, "")
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = _scoring_trainer(loaded, tokenizer, task, inventory, scratch, batch_size)
-        results = score(trainer, tests, task.metric, plan.source_languages)
+        trainer = scoring_trainer(loaded, tokenizer, task, inventory, scratch, batch_size)
+        results = score(trainer, tests, plan.task, plan.source_languages)
+        generalized = score_generalized(trainer, pairs, plan.task, encoding, results, progress) if pairs else None
     folder.mkdir(parents=True, exist_ok=True)
-    write_results(folder, results)
-    return results, folder, plan.notes
+    written = write_results(folder, results) + replace_generalized(folder, generalized)
+    return Evaluation(results, generalized, folder, written, plan.notes)
 
 
-def _scoring_trainer(
+def _inventory(task: Task, config: Any) -> LabelInventory | None:
+    """Return the labels that a model's config names, for tasks that have labels."""
+    if task.find_labels is None:
+        return None
+    return LabelInventory(tuple(config.id2label[index] for index in sorted(config.id2label)))
+
+
+def scoring_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
-    inventory: LabelInventory,
+    inventory: LabelInventory | None,
     scratch: str,
     batch_size: int,
 ) -> XLTTrainer:

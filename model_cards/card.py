@@ -20,6 +20,8 @@ from hf_xlt.results import SOURCE, TARGET, markdown, percent
 __all__ = ["CARD_NAME", "check", "is_generated", "render"]
 
 CARD_NAME = "README.md"
+# Of more languages the card holds the averages, and `generalized.md` the matrix.
+_MATRIX_LANGUAGES = 8
 TEMPLATE_NAME = "model_card.md.jinja"
 
 _SIGNATURE = "<!-- Rendered by hf_xlt from xlt_run.json; digest {digest} -->\n"
@@ -27,6 +29,21 @@ _SIGNED = re.compile(r"(.*)" + re.escape(_SIGNATURE).replace(r"\{digest\}", "([0
 
 # Tasks for which transformers has a pipeline, with the name that the snippet gives it.
 _PIPELINES = {"text-classification": "classify", "token-classification": "tag"}
+
+# transformers 5 has no pipeline for this one.
+_QUESTION_ANSWERING = "question-answering"
+_ANSWER = """\
+# A text that is longer than the model's input is cut.
+inputs = tokenizer(question, context, truncation="only_second", return_offsets_mapping=True, return_tensors="pt")
+places = inputs.pop("offset_mapping")[0]
+outside = torch.tensor([part != 1 for part in inputs.sequence_ids(0)])
+with torch.no_grad():
+    output = model(**inputs)
+start, end = (logits[0].masked_fill(outside, float("-inf")) for logits in (output.start_logits, output.end_logits))
+# The best first and last token of the text, at most 30 tokens with those in between.
+allowed = torch.ones(len(end), len(end)).triu().tril(29).bool()
+first, last = divmod((start[:, None] + end).where(allowed, float("-inf")).argmax().item(), len(end))
+print(context[places[first][0] : places[last][1]].strip())"""
 
 
 def render(record: RunRecord, repo_id: str | None = None) -> str:
@@ -65,7 +82,9 @@ def _describe(record: RunRecord, repo_id: str | None) -> dict[str, Any]:
         "title": model_name(record, repo_id),
         "introduction": _introduction(record),
         "results": _results(record),
+        "generalized": _generalized(record),
         "settings": _settings(record),
+        "adapter": _adapter(record),
         "snippet": snippet(record, repo_id or "."),
         "is_local": repo_id is None,
         "names_local": _names_local(record),
@@ -124,6 +143,20 @@ def _results(record: RunRecord) -> dict[str, Any] | None:
     }
 
 
+def _generalized(record: RunRecord) -> dict[str, str] | None:
+    """Return the averages over pairs of languages, and of few languages the matrix, as tables."""
+    scores = record.generalized_scores
+    if scores is None:
+        return None
+    small = len(scores.languages) <= _MATRIX_LANGUAGES
+    matrix = [[table_cell(cell) for cell in row] for row in scores.matrix_table()]
+    return {
+        "heading": scores.heading(),
+        "averages": markdown(scores.averages_table(), left=1),
+        "matrix": markdown(matrix, left=1) if small else "",
+    }
+
+
 def _settings(record: RunRecord) -> list[tuple[str, str]]:
     """Return the transfer settings as rows of name and value."""
     few_shot = "zero-shot"
@@ -143,6 +176,25 @@ def _settings(record: RunRecord) -> list[tuple[str, str]]:
         (f"`{name}`", _value(value)) for name, value in record.settings.items() if name not in ("strategy", "seed")
     ]
     return [(name, table_cell(value)) for name, value in rows if value]
+
+
+def _adapter(record: RunRecord) -> str:
+    """Say which weights were trained, where these are not all."""
+    adapter = record.model.get("adapter")
+    if not adapter:
+        return ""
+    count = adapter["trainable_parameters"]
+    share = f", {count / record.model['parameters']:.2%} of the model's size" if record.model.get("parameters") else ""
+    return (
+        f"Only adapters and the head were trained: [LoRA](https://arxiv.org/abs/2106.09685) of rank {adapter['rank']} "
+        f"(alpha {adapter['alpha']}, dropout {adapter['dropout']:g}) on {_modules(adapter['target_modules'])}, and "
+        f"{_modules(adapter['modules_to_save'])} in full: {count:,} parameters{share}. The weights here are those of "
+        "the model with the adapters merged in."
+    )
+
+
+def _modules(names: list[str]) -> str:
+    return listed([f"`{name}`" for name in names])
 
 
 def _coded(record: RunRecord, role: str) -> str:
@@ -183,7 +235,7 @@ def snippet(record: RunRecord, name: str) -> str:
         name: Hub id, or a folder.
     """
     auto, task = record.task["auto_model"], record.task.get("pipeline_tag")
-    text, _, language = example([*record.languages.get("target", []), *record.languages.get("source", [])])
+    text, word, language = example([*record.languages.get("target", []), *record.languages.get("source", [])])
     load = [
         f"name = {json.dumps(name)}",
         "tokenizer = AutoTokenizer.from_pretrained(name)",
@@ -198,6 +250,10 @@ def snippet(record: RunRecord, name: str) -> str:
             f"print({_PIPELINES[task]}({quoted}))  # {language}",
         ]
         return "\n".join([f"from transformers import {auto}, AutoTokenizer, pipeline", "", *load, *use])
+    if task == _QUESTION_ANSWERING:
+        asked = json.dumps(f"{word}?", ensure_ascii=False)
+        use = [f"question, context = {asked}, {quoted}  # {language}", _ANSWER]
+        return "\n".join(["import torch", f"from transformers import {auto}, AutoTokenizer", "", *load, *use])
     use = [f'inputs = tokenizer({quoted}, return_tensors="pt")  # {language}', "print(model(**inputs))"]
     return "\n".join([f"from transformers import {auto}, AutoTokenizer", "", *load, *use])
 

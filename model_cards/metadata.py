@@ -34,7 +34,7 @@ KNOWN_LICENSES = frozenset(
 )
 
 # The Hub's names of metrics, where ours say more.
-_METRIC_TYPES = {"macro_f1": "f1", "micro_f1": "f1"}
+_METRIC_TYPES = {"macro_f1": "f1", "micro_f1": "f1", "squad_f1": "f1", "squad_exact_match": "exact_match"}
 _METRIC_ARGUMENTS = {"macro_f1": {"average": "macro"}, "micro_f1": {"average": "micro"}}
 
 

@@ -10,19 +10,28 @@ from datasets import Dataset
 from tiny import CLASSES, make_config, make_features, make_model, make_rows, make_tokenizer
 from transformers import BertForMaskedLM, BertForSequenceClassification, set_seed
 
+from hf_xlt.adapters import wrap
 from hf_xlt.data.labels import LabelInventory
+from hf_xlt.peft_arguments import PeftArguments
 from hf_xlt.registry import Strategy
 from hf_xlt.tasks import get_task
 from hf_xlt.training.interruption import InterruptionFlag
 from hf_xlt.training.phases import RunContext
 
+LORA = PeftArguments(peft="lora", lora_rank=4, lora_alpha=16, lora_dropout=0.1)
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def make_context(
-    strategy: Strategy, folder: Path, *, dropout: bool = True, model: dict | None = None, **changes: Any
+    strategy: Strategy,
+    folder: Path,
+    *,
+    dropout: bool = True,
+    model: dict | None = None,
+    peft: PeftArguments | None = None,
+    **changes: Any,
 ) -> RunContext:
-    """Build a context; `changes` are fields of the strategy's config."""
+    """Build a context; `changes` are fields of the strategy's config, and `peft` puts adapters into its model."""
     settings = {
         "output_dir": str(folder),
         "per_device_train_batch_size": 8,
@@ -42,7 +51,8 @@ def make_context(
 
     def load_model(previous: Path | None) -> BertForSequenceClassification:
         if previous is None:
-            return make_model(**architecture)
+            loaded = make_model(**architecture)
+            return loaded if peft is None else wrap(loaded, peft, task, seed=changes.get("seed", 42))
         # A new head comes from the global generator, wherever the phase before left it.
         set_seed(0)
         return BertForSequenceClassification.from_pretrained(previous)

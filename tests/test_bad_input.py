@@ -120,6 +120,24 @@ USAGE = {
     "negative shots": (f"{GOOD} --shots -1", "`--shots` is -1"),
     "length 0": (f"{GOOD} --max-length 0", "`--max-length` is 0"),
     "threads 0": (f"{GOOD} --threads 0", "`--threads` is 0"),
+    "rank 0": (f"{GOOD} --peft lora --lora-rank 0", "`--lora-rank` is 0; give 1 or more"),
+    "scale 0": (f"{GOOD} --peft lora --lora-alpha 0", "`--lora-alpha` is 0; give 1 or more"),
+    "adapter dropout 1": (f"{GOOD} --peft lora --lora-dropout 1", "`--lora-dropout` is 1.0"),
+    "unknown adapters": (f"{GOOD} --peft prefix", "invalid choice: 'prefix'"),
+    "rank without adapters": (f"{GOOD} --lora-rank 4", "`--lora-rank` does nothing without `--peft lora`"),
+    "nothing to adapt": (
+        f"{GOOD} --peft lora --lora-target-modules query,vlaue",
+        "`--lora-target-modules vlaue`: the model has no such module. Did you mean `value`? It has dense, key, query, "
+        "value.",
+    ),
+    "nothing to adapt, dry": (f"{GOOD} --peft lora --lora-target-modules pooler --dry-run", "has no such module"),
+    "nothing to train in full": (f"{GOOD} --peft lora --lora-modules-to-save heads", "`--lora-modules-to-save heads`"),
+    "adapters where all is trained": (
+        f"{GOOD} --strategy meta-pretrain --text-dataset data/{{split}}.{{lang}}.jsonl --peft lora",
+        "strategy `meta-pretrain` needs all weights trained and does not take `--peft`. Leave it out, or choose one "
+        "of `finetune`, `robust`",
+    ),
+    "sharded adapters": (f"{GOOD} --peft lora --fsdp full_shard", "`--peft` does not go with FSDP or DeepSpeed"),
     "unmet role": (f"{GOOD} --auxiliary-dataset x", "takes no auxiliary data"),
     "select without choice": (f"{GOOD} --select-on-target-validation", "selects nothing without"),
     "unknown metric": (f"{GOOD} {VALIDATE} --metric-for-best-model f1", "is none of avg_accuracy"),

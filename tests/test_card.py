@@ -222,6 +222,7 @@ def test_tasks_without_a_pipeline_get_a_snippet_without_one():
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
     compile(code, "snippet", "exec")
     assert "pipeline" not in code and "AutoModelForQuestionAnswering.from_pretrained" in code
+    assert 'question, context = "Januar?", "Montag, 5. Januar 2026"  # German' in code
 
 
 def test_an_edited_card_is_told_from_a_rendered_one():

@@ -10,7 +10,7 @@ from hf_xlt import __version__
 from hf_xlt.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("run", "evaluate", "card", "push", "strategies")
+COMMANDS = ("run", "evaluate", "make-pairs", "card", "push", "strategies")
 
 
 def test_help_lists_every_command(capsys):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from contexts import make_context
+from contexts import LORA, make_context
 from safetensors.torch import load_file
 from tiny import same_weights
 
@@ -22,7 +22,10 @@ from hf_xlt.training.interruption import InterruptionFlag
 from hf_xlt.training.phases import run_phases
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-every_entry = pytest.mark.parametrize("name", list(STRATEGIES))
+VARIANTS = {name: (name, None) for name in STRATEGIES}
+# How a checkpoint of adapters is saved does not depend on the strategy.
+VARIANTS["finetune-lora"] = ("finetune", LORA)
+every_variant = pytest.mark.parametrize("name", list(VARIANTS))
 SETTINGS = {"save_total_limit": 1, "save_steps": 1, "max_steps": 5}
 
 
@@ -43,8 +46,13 @@ def in_child(work) -> int:
     return child
 
 
+def context_of(name: str, folder: Path):
+    strategy, peft = VARIANTS[name]
+    return make_context(get_strategy(strategy), folder, peft=peft, **SETTINGS)
+
+
 def train(name: str, folder: Path) -> None:
-    run_phases(make_context(get_strategy(name), folder, **SETTINGS), folder, resume=True)
+    run_phases(context_of(name, folder), folder, resume=True)
 
 
 def finish(child: int) -> int:
@@ -53,9 +61,9 @@ def finish(child: int) -> int:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The uninterrupted run of each entry, and how long it takes."""
+    """The uninterrupted run of each entry, with and without adapters, and how long it takes."""
     runs = {}
-    for name in STRATEGIES:
+    for name in VARIANTS:
         folder = tmp_path_factory.mktemp(f"whole-{name}")
         start = time.monotonic()
         assert finish(in_child(lambda name=name, folder=folder: train(name, folder))) == 0
@@ -63,7 +71,7 @@ def whole(tmp_path_factory):
     return runs
 
 
-@every_entry
+@every_variant
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_at_a_random_moment(name, seed, whole, tmp_path):
     weights, seconds = whole[name]
@@ -89,7 +97,7 @@ POINTS = {
 }
 
 
-@every_entry
+@every_variant
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_during_a_save(name, point, whole, tmp_path):
     import shutil
@@ -126,11 +134,11 @@ def test_killed_during_a_save(name, point, whole, tmp_path):
     assert same_weights(whole[name][0], load_file(tmp_path / "model.safetensors"))
 
 
-@every_entry
+@every_variant
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_a_resumable_checkpoint(name, number, whole, tmp_path):
     def train_and_signal():
-        context = make_context(get_strategy(name), tmp_path, **SETTINGS)
+        context = context_of(name, tmp_path)
         context.flag = InterruptionFlag()
         original = context.build_trainer
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from contexts import STILL
 from safetensors.torch import load_file
-from tiny import save_encoder, write_data
+from tiny import make_rows, save_encoder, write_data, write_rows
 
 from hf_xlt.errors import ConfigError
 from hf_xlt.launch import check_launch, set_threads
@@ -47,6 +47,8 @@ def world(tmp_path_factory):
 
 
 def arguments(strategy, out, batch):
+    """A command line; `<strategy>-lora` trains adapters."""
+    strategy, lora = strategy.removesuffix("-lora"), strategy.endswith("-lora")
     line = (
         f"--strategy {strategy} --model encoder --dataset data/{{split}}.{{lang}}.jsonl --output-dir {out} "
         f"--per-device-train-batch-size {batch} --per-device-eval-batch-size 8 --max-steps 9 --optim sgd "
@@ -57,12 +59,21 @@ def arguments(strategy, out, batch):
             " --text-dataset data/{split}.{lang}.jsonl --total-steps 6 --meta-learning-rate 0.05 --row-length 16 "
             f"--pretraining-batch-size {batch}"
         )
+    if lora:
+        line += " --peft lora --lora-rank 4 --lora-alpha 16 "
+        if strategy == "robust":
+            line += "--clean-weight 0.5"
+        else:
+            # Searching for unused parameters, which the Trainer does for adapters, would fail here.
+            line += '--activation-checkpointing --activation-checkpointing-kwargs {"use_reentrant":true}'
     return line.split()
 
 
-@pytest.mark.parametrize(
-    "strategy", [name for name in STRATEGIES if PROCESSES in get_strategy(name).invariances], ids=str
-)
+SPLIT = [name for name in STRATEGIES if PROCESSES in get_strategy(name).invariances]
+SPLIT += [f"{name}-lora" for name in SPLIT if get_strategy(name).peft]
+
+
+@pytest.mark.parametrize("strategy", SPLIT)
 def test_two_processes_give_the_result_of_one(world, strategy):
     done = launch(arguments(strategy, f"two-{strategy}", 4), world, launcher=["--multi_gpu", "--num_processes", "2"])
     assert done.returncode == 0, done.stderr[-3000:]
@@ -84,6 +95,40 @@ def test_two_processes_give_the_result_of_one(world, strategy):
         assert entry["metrics"]["loss"] == pytest.approx(other["metrics"]["loss"], rel=1e-3)
     assert done.stdout.count("Target average") == 1
     assert json.loads((world / f"two-{strategy}" / "xlt_run.json").read_text())["hardware"]["processes"] == 2
+
+
+def test_two_processes_score_pairs_of_languages_as_one_does(world):
+    """The number of examples fits neither the processes nor the batches."""
+    rows = {language: make_rows(language, 13, seed, pair=True) for seed, language in enumerate(("en", "de", "sw"))}
+    # Weights so large that texts differ in their losses.
+    save_encoder(world / "wide", initializer_range=0.5, **STILL)
+    (world / "pairs").mkdir()
+    write_rows(world / "pairs" / "train.en.jsonl", rows["en"])
+    for language, entries in rows.items():
+        write_rows(world / "pairs" / f"test.{language}.jsonl", entries)
+    line = (
+        "--model wide --dataset pairs/{split}.{lang}.jsonl --per-device-train-batch-size %d --max-steps 2 "
+        "--optim sgd --per-device-eval-batch-size 4 --disable-tqdm --threads 1 --save-strategy no --generalized "
+        "--output-dir %s"
+    )
+    launcher = ["--multi_gpu", "--num_processes", "2"]
+    done = launch((line % (4, "two-pairs")).split(), world, launcher=launcher)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Generalized setting") == 1
+    from hf_xlt.cli.main import main
+
+    previous = os.getcwd()
+    os.chdir(world)
+    try:
+        assert main(["run", *(line % (8, "one-pairs")).split()]) == 0
+    finally:
+        os.chdir(previous)
+    one, two = (json.loads((world / f"{count}-pairs" / "generalized.json").read_text()) for count in ("one", "two"))
+    assert one["examples"] == two["examples"] == 13 and one["pairs"] == two["pairs"]
+    for left, right in zip(one["matrix"]["loss"], two["matrix"]["loss"], strict=True):
+        assert left == pytest.approx(right, rel=1e-3)
+    # They differ from pair to pair, so that exchanged ones would show.
+    assert len({round(loss, 5) for row in one["matrix"]["loss"] for loss in row}) == 9
 
 
 def test_two_processes_pretrain_as_one_does(world):
