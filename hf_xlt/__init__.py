@@ -23,6 +23,8 @@ _PUBLIC = {
     "TASKS": "hf_xlt.tasks",
     "Results": "hf_xlt.evaluation",
     "score": "hf_xlt.evaluation",
+    "average_checkpoints": "hf_xlt.averaging.average",
+    "average_runs": "hf_xlt.averaging.heads",
     "XLTConfig": "hf_xlt.training.config",
     "XLTTrainer": "hf_xlt.training.trainer",
     "FinetuneConfig": "hf_xlt.strategies.finetune",

@@ -13,7 +13,7 @@ from hf_xlt.data.augmentation import EQUAL_UPDATES, join_features
 from hf_xlt.data.labels import LabelInventory
 from hf_xlt.data.roles import AUXILIARY, SHOTS, TARGET_VALIDATION, TEXT, TRAINING, VALIDATION, DataPlan, DataSet
 from hf_xlt.errors import ConfigError, close_match
-from hf_xlt.evaluation import encode, encoder, longest_input
+from hf_xlt.evaluation import encoder, longest_input
 from hf_xlt.models import ModelSource
 from hf_xlt.record import LAST_CHECKPOINT, SOURCE_VALIDATION
 from hf_xlt.record import TARGET_VALIDATION as ORACLE
@@ -85,23 +85,24 @@ def settle_selection(arguments: Arguments, task: Task) -> dict[str, Any]:
     }
 
 
-def settle_augmentation(arguments: Arguments, plan: DataPlan, updates: int) -> None:
-    """Note what happens to the source training data, and train the baseline of equal updates for so many.
-
-    Args:
-        arguments: what the user asked for; its config may get the number of updates.
-        plan: the data; gets the note.
-        updates: number of updates of the augmented run.
+def note_augmentation(arguments: Arguments, plan: DataPlan) -> None:
+    """Add to a plan's notes what happens to the source training data.
 
     Raises:
         ConfigError: a table or a filter cannot be used.
     """
     augmentation = arguments.strategy.augmentation(arguments.config)
-    if augmentation is None:
-        return
-    plan.notes.append(augmentation.describe())
-    if augmentation.mode == EQUAL_UPDATES:
-        arguments.config.max_steps = updates
+    if augmentation is not None:
+        plan.notes.append(augmentation.describe())
+
+
+def count_updates(config: Any, examples: int) -> int:
+    """Return the number of updates that training on so many examples takes, as the Trainer counts them."""
+    if config.max_steps > 0:
+        return config.max_steps
+    batches = -(-examples // (config.per_device_train_batch_size * config.world_size))
+    per_epoch = max(-(-batches // config.gradient_accumulation_steps), 1)
+    return -int(-(config.num_train_epochs * per_epoch) // 1)
 
 
 def find_model(arguments: Arguments) -> ModelSource:
@@ -130,25 +131,19 @@ def prepare(arguments: Arguments, plan: DataPlan, flag: InterruptionFlag) -> Pre
     tokenizer = source.load_tokenizer()
     max_length = longest_input(arguments.data.max_length or plan.task.max_length, tokenizer, source.load_config())
 
+    def encoder_of(entry: DataSet) -> Callable[[Any], Any]:
+        return encoder(entry, plan, tokenizer, inventory, max_length)
+
     def features(entry: DataSet, table: Any = None) -> Any:
-        table = entry.read() if table is None else table
-        return encode(entry, table, plan, tokenizer, inventory, max_length)
+        return encoder_of(entry)(entry.read() if table is None else table)
 
     shots = {
         entry.language: features(entry, plan.take_shots(entry, entry.read(), inventory))
         for entry in plan.of_role(SHOTS)
     }
-    augmentation = arguments.strategy.augmentation(arguments.config)
-
-    def training_features(entry: DataSet) -> Any:
-        table = tables[entry.language]
-        if augmentation is None:
-            return features(entry, table)
-        encoded = encoder(entry, plan, tokenizer, inventory, max_length)
-        return augmentation.encode(table, entry.columns, entry.language, encoded)
-
-    sources = [training_features(entry) for entry in plan.of_role(TRAINING)]
+    sources = _source_features(arguments, plan, tables, encoder_of)
     training, joint, roles = _place_shots(arguments, sources, shots)
+    _settle_updates(arguments, sources, training)
     roles |= {AUXILIARY: {entry.language: features(entry) for entry in plan.of_role(AUXILIARY)}}
     roles |= {TEXT: {entry.language: entry.read() for entry in plan.of_role(TEXT)}}
     context = RunContext(
@@ -168,6 +163,27 @@ def prepare(arguments: Arguments, plan: DataPlan, flag: InterruptionFlag) -> Pre
         load_masked_lm=_masked_lm_loader(arguments, source),
     )
     return Prepared(context, plan, inventory, source, max_length)
+
+
+def _source_features(
+    arguments: Arguments, plan: DataPlan, tables: dict[str, Any], encoder_of: Callable[[DataSet], Callable[[Any], Any]]
+) -> list[Any]:
+    """Encode the source training rows by language, augmented where the strategy says so."""
+    augmentation, entries = arguments.strategy.augmentation(arguments.config), plan.of_role(TRAINING)
+    if augmentation is None:
+        return [encoder_of(entry)(tables[entry.language]) for entry in entries]
+    return [
+        augmentation.encode(tables[entry.language], entry.columns, entry.language, encoder_of(entry))
+        for entry in entries
+    ]
+
+
+def _settle_updates(arguments: Arguments, sources: list[Any], training: Any) -> None:
+    """Give the baseline of equal updates as many as the augmented run makes, with inputs counted as they are here."""
+    augmentation = arguments.strategy.augmentation(arguments.config)
+    if augmentation is not None and augmentation.mode == EQUAL_UPDATES:
+        left_out = (augmentation.copies - 1) * sum(map(len, sources))
+        arguments.config.max_steps = count_updates(arguments.config, len(training) + left_out)
 
 
 def _place_shots(

@@ -40,11 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = parse_arguments(argv)
     task = get_task(arguments.data.task)
-    from hf_xlt.preparation import needs_validation, settle_augmentation, settle_selection
+    from hf_xlt.preparation import needs_validation, note_augmentation, settle_selection
 
     plan = resolve_data(arguments.data, task, needs_validation=needs_validation(arguments.config))
     selection = settle_selection(arguments, plan.task)
-    settle_augmentation(arguments, plan, planned_updates(arguments, plan))
+    note_augmentation(arguments, plan)
     if arguments.data.generalized:
         choose_pair_sets(plan, arguments.data)
     if arguments.run.dry_run:
@@ -371,17 +371,15 @@ def _global_batch(config: Any) -> int:
 
 def planned_updates(arguments: Arguments, plan: DataPlan) -> int:
     """Return the number of updates of one phase, as the Trainer counts them."""
+    from hf_xlt.preparation import count_updates
+
     config, data = arguments.config, arguments.data
-    if config.max_steps > 0:
-        return config.max_steps
     augmentation = arguments.strategy.augmentation(config)
     copies = augmentation.copies if augmentation else 1
     examples = sum(entry.size for entry in plan.of_role(TRAINING)) * copies
     if data.shots and data.few_shot_mode == "concat":
         examples += sum(entry.size for entry in plan.of_role(SHOTS))
-    batches = -(-examples // (config.per_device_train_batch_size * config.world_size))
-    per_epoch = max(-(-batches // config.gradient_accumulation_steps), 1)
-    return -int(-(config.num_train_epochs * per_epoch) // 1)
+    return count_updates(config, examples)
 
 
 if __name__ == "__main__":

@@ -133,11 +133,29 @@ def test_answers_are_kept_and_found_where_they_moved(augmenter):
     assert all("(two four)" in new["context"] for new in drawn)
 
 
+def test_every_form_of_answers_moves_alike_and_other_forms_are_left():
+    row, augmenter = question_row(), AUGMENTERS["synonyms"]
+    texts, starts = row["answers"]["text"], row["answers"]["answer_start"]
+    structs = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
+    for seed in range(20):
+        new = augmenter.augment(row, QUESTION, Random(seed))
+        listed = augmenter.augment({**row, "answers": structs}, QUESTION, Random(seed))
+        assert listed["context"] == new["context"]
+        assert [entry["answer_start"] for entry in listed["answers"]] == new["answers"]["answer_start"]
+        single = augmenter.augment({**row, "answers": structs[0]}, QUESTION, Random(seed))
+        start = single["answers"]["answer_start"]
+        assert single["context"][start : start + len(texts[0])] == texts[0]
+    for answers in ("two four", {"text": ["two"], "answer_start": ["4"]}, [3], {"text": [None], "answer_start": [1]}):
+        new = augmenter.augment({**row, "answers": answers}, QUESTION, Random(0))
+        assert (new["context"], new["answers"]) == (row["context"], answers)
+
+
 def test_a_question_without_answer_is_augmented_as_text():
-    row = {**question_row(), "answers": {"text": [], "answer_start": []}}
-    drawn = [AUGMENTERS["synonyms"].augment(row, QUESTION, Random(seed)) for seed in range(50)]
-    assert any("(x quattuor)" in new["context"] for new in drawn)
-    assert all(new["answers"] == row["answers"] for new in drawn)
+    for answers in ({"text": [], "answer_start": []}, None, []):
+        row = {**question_row(), "answers": answers}
+        drawn = [AUGMENTERS["synonyms"].augment(row, QUESTION, Random(seed)) for seed in range(50)]
+        assert any("(x quattuor)" in new["context"] for new in drawn)
+        assert all(new["answers"] == answers for new in drawn)
 
 
 def test_values_that_no_task_takes_are_left_for_the_task_to_refuse():
