@@ -119,6 +119,16 @@ def scoring_trainer(
     scratch: str,
     batch_size: int,
 ) -> XLTTrainer:
+    """Build a trainer that only scores.
+
+    Args:
+        model: with a trained head.
+        tokenizer: its tokenizer.
+        task: what it is scored on.
+        inventory: labels, or None for tasks without.
+        scratch: a folder that may be deleted afterwards.
+        batch_size: examples per batch.
+    """
     import torch
 
     from hf_xlt.training.config import XLTConfig

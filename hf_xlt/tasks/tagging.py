@@ -128,7 +128,7 @@ def tags_per_sentence(prediction: EvalPrediction) -> tuple[list[np.ndarray], lis
     chosen = np.argmax(logits, axis=-1)
     gold: dict[int, np.ndarray] = {}
     predicted: dict[int, np.ndarray] = {}
-    columns = (prediction.inputs[name] for name in (SENTENCE, TAGS, WORDS))
+    columns = (prediction.inputs[name][:] for name in (SENTENCE, TAGS, WORDS))
     for window, (sentence, tags, places) in enumerate(zip(*columns, strict=True)):
         if tags:
             gold[sentence] = np.asarray(tags)
@@ -180,6 +180,6 @@ TOKEN_CLASSIFICATION = Task(
     encode=encode_words,
     collator=_collator,
     compute_metrics=_tag_metrics,
-    count_examples=lambda features: len(set(features[SENTENCE])),
+    count_examples=lambda features: len(set(features[SENTENCE][:])),
     with_labels=_with_labels,
 )
