@@ -49,7 +49,7 @@ STRATEGY = Strategy(
         "embedding space. What it does not state for ADV and RS-RP (layer, norm, radius, steps, start, noise law, "
         "weight of the clean loss) is our choice. Word embeddings are perturbed, as the abstract's first version "
         "words it; contextual embeddings only as far as the perturbation propagates. No published number is "
-        "reproduced. RS-DA follows the authors' published code, with whatever table of neighbours it is given. FreeLB, "
+        "reproduced. RS-DA follows the authors' published code, with the table of neighbours it is given. FreeLB, "
         "the consistency terms (R3F, VAT, SMART without its proximal part) and smoothed prediction come from related "
         "work. Scores are of the model without noise unless the setting `smooth_predict` names another way."
     ),
