@@ -86,9 +86,10 @@ def staged(output: Path) -> Iterator[Path]:
     output.parent.mkdir(parents=True, exist_ok=True)
     sweep(output)
     part = output.with_name(f".{output.name}.{secrets.token_hex(4)}.part")
-    part.mkdir()
-    lock = _lock(part)
+    lock = None
     try:
+        part.mkdir()
+        lock = _lock(part)
         yield part
         _make_durable(part)
         _move_into_place(part, output)
