@@ -92,13 +92,13 @@ def jobs(data: Path) -> dict[str, Job]:
         "topic": Job((*shared, *topic, "--num-train-epochs", "5"), few),
         "pos": Job((*shared, *pos, *pud, "--num-train-epochs", "1"), few),
         "pairs": Job(
-            (*shared, *pairs, "--num-train-epochs", "3", "--generalized"),
+            (*shared, *pairs, "--num-train-epochs", "2", "--generalized"),
             few,
             {
                 "English": ("source_average",),
                 "targets": ("target_average",),
-                "off-diagonal": ("generalized", "off_diagonal"),
-                "with English": ("generalized", "with_source"),
+                "off-diagonal": ("generalized", "averages", "accuracy", "off_diagonal"),
+                "with English": ("generalized", "averages", "accuracy", "with_source"),
             },
         ),
     }
