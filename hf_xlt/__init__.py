@@ -25,6 +25,7 @@ _PUBLIC = {
     "score": "hf_xlt.evaluation",
     "average_checkpoints": "hf_xlt.averaging.average",
     "average_runs": "hf_xlt.averaging.heads",
+    "CheckpointAveragingCallback": "hf_xlt.averaging.callback",
     "XLTConfig": "hf_xlt.training.config",
     "XLTTrainer": "hf_xlt.training.trainer",
     "FinetuneConfig": "hf_xlt.strategies.finetune",

@@ -12,6 +12,7 @@ from hf_xlt.languages import check_code
 from hf_xlt.registry import Strategy
 
 if TYPE_CHECKING:
+    from hf_xlt.averaging.arguments import AverageArguments
     from hf_xlt.peft_arguments import PeftArguments
 
 EMBEDDED = "embedded"
@@ -237,6 +238,7 @@ class Arguments:
         model: where training starts.
         data: data by role.
         peft: what to train in place of all weights.
+        average: what of the run to average.
         config: the strategy's config.
         explicit: names of the fields that the command line or the YAML file set.
     """
@@ -246,6 +248,7 @@ class Arguments:
     model: ModelArguments
     data: DataArguments
     peft: PeftArguments
+    average: AverageArguments
     config: Any
     explicit: frozenset[str]
 
@@ -328,7 +331,8 @@ def non_default(arguments: Arguments) -> dict[str, Any]:
     shared = {entry.name for entry in dataclasses.fields(XLTConfig)}
     own = [entry.name for entry in dataclasses.fields(arguments.config) if entry.name not in shared]
     changed = {name: getattr(arguments.config, name) for name in own}
-    for group in (arguments.run, arguments.model, arguments.data, arguments.peft, arguments.config):
+    groups = (arguments.run, arguments.model, arguments.data, arguments.peft, arguments.average, arguments.config)
+    for group in groups:
         for entry in dataclasses.fields(group):
             value = getattr(group, entry.name)
             default = entry.default_factory() if callable(entry.default_factory) else entry.default

@@ -74,9 +74,10 @@ def start_record(
 
 def resolved(arguments: Arguments) -> dict[str, Any]:
     """Return every shareable resolved argument by name."""
-    # Settings of adapters that are not there say nothing, and runs from before there were any have none.
+    # Settings of adapters or averages that are not there say nothing, and older runs have none.
     adapters = (arguments.peft,) if arguments.peft.peft else ()
-    groups = (arguments.run, arguments.model, arguments.data, *adapters, arguments.config)
+    averages = (arguments.average,) if arguments.average.average else ()
+    groups = (arguments.run, arguments.model, arguments.data, *adapters, *averages, arguments.config)
     values = {entry.name: getattr(group, entry.name) for group in groups for entry in dataclasses.fields(group)}
     return {**shareable_arguments(values, HIDDEN), **_augmentation_settings(arguments)}
 

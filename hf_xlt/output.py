@@ -59,7 +59,12 @@ def claim_output(folder: Path, *, overwrite: bool) -> None:
 
 
 def check_space(
-    folder: Path, parameters: int, checkpoints: bool, overwrite: bool, trainable: int | None = None
+    folder: Path,
+    parameters: int,
+    checkpoints: bool,
+    overwrite: bool,
+    trainable: int | None = None,
+    averages: bool = False,
 ) -> None:
     """Check that the model, and a checkpoint with its optimizer, fit on the disk; nothing is written or deleted.
 
@@ -69,13 +74,14 @@ def check_space(
         checkpoints: whether checkpoints are saved, of which two exist while one is replaced.
         overwrite: whether what the directory holds will be deleted.
         trainable: how many parameters are trained, which alone go into checkpoints; None means all.
+        averages: whether an average is saved beside the last weights, and kept in checkpoints.
 
     Raises:
         RunError: there is too little space.
     """
     # Weights once; a checkpoint holds weights and two moments each.
     kept = parameters if trainable is None else trainable
-    needed = 4 * (parameters + (6 * kept if checkpoints else 0)) + 2**20
+    needed = 4 * ((1 + averages) * parameters + ((6 + 2 * averages) * kept if checkpoints else 0)) + 2**20
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     if overwrite and folder.is_dir():

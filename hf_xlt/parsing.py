@@ -23,6 +23,7 @@ from hf_xlt.arguments import (
     RunArguments,
     check_arguments,
 )
+from hf_xlt.averaging.arguments import AverageArguments, check_average
 from hf_xlt.errors import ConfigError, close_match
 from hf_xlt.peft_arguments import PeftArguments, check_peft
 from hf_xlt.registry import STRATEGIES, Strategy, get_strategy
@@ -78,6 +79,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     arguments = Arguments(strategy, *groups, explicit=explicit)
     check_arguments(arguments)
     check_peft(arguments)
+    check_average(arguments)
     return arguments
 
 
@@ -91,7 +93,7 @@ def build_parser(strategy: Strategy) -> Any:
             raise ConfigError(f"{message}. See `hf-xlt run --help`.")
 
     parser = Parser(
-        (RunArguments, ModelArguments, DataArguments, PeftArguments, strategy.config_cls),
+        (RunArguments, ModelArguments, DataArguments, PeftArguments, AverageArguments, strategy.config_cls),
         prog="hf-xlt run",
         allow_abbrev=False,
         description=f"Train on source languages, score on target languages. Strategies: {', '.join(STRATEGIES)}. "

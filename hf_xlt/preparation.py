@@ -161,6 +161,7 @@ def prepare(arguments: Arguments, plan: DataPlan, flag: InterruptionFlag) -> Pre
         flag=flag,
         patience=arguments.run.early_stopping_patience,
         load_masked_lm=_masked_lm_loader(arguments, source),
+        averaging=arguments.average,
     )
     return Prepared(context, plan, inventory, source, max_length)
 

@@ -52,7 +52,8 @@ class RunRecord:
         seeds: every seed by name.
         selection: `protocol` (one of the three constants above), `metric`, `languages`; `oracle` is True when
             target-language labels chose anything.
-        phases: `name`, `updates`, `seconds`, per phase done.
+        phases: `name`, `updates`, `seconds`, per phase done; of one that was averaged `averaging` (see
+            `hf_xlt.averaging.summary`).
         versions: package to version.
         hardware: `device`, `processor`, `processes`, `threads`.
         wall_time_seconds: training and scoring, over all resumptions.

@@ -21,6 +21,7 @@ STRATEGIES = {
     "finetune": "hf_xlt.strategies.finetune",
     "robust": "hf_xlt.strategies.robust",
     "meta-pretrain": "hf_xlt.strategies.meta_pretraining",
+    "averaging": "hf_xlt.strategies.averaging",
 }
 
 ROLES = ("source", "target", "auxiliary", "text")
@@ -76,6 +77,7 @@ class Strategy:
         refusals: combinations of settings that it does not support.
         cost: cost of one update in units of a plain fine-tuning step, from the config.
         peft: whether `--peft lora` may freeze the encoder and train adapters in its place.
+        averages: whether the output is the mean of the run's snapshots unasked, as with `--average`.
         augmentation: what happens to source training rows before they are encoded, from the config; None is nothing.
         notes: what a card must say of the implementation's relation to the paper.
     """
@@ -94,6 +96,7 @@ class Strategy:
     refusals: tuple[Refusal, ...] = ()
     cost: Callable[[Any], float] = lambda config: 1.0
     peft: bool = False
+    averages: bool = False
     augmentation: Callable[[Any], Augmentation | None] = lambda config: None
     notes: str = ""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_xlt.arguments import Arguments
+from hf_xlt.averaging.summary import averaged, describe
 from hf_xlt.data.generalized import choose_pair_sets, join_pairs
 from hf_xlt.data.roles import SHOTS, TRAINING, DataPlan, resolve_data
 from hf_xlt.errors import ConfigError, Interrupted, reports_errors
@@ -118,12 +119,7 @@ class Run:
         self._announce(record, prepared)
         del model
         if is_first_process():
-            saves = str(getattr(arguments.config.save_strategy, "value", arguments.config.save_strategy)) != "no"
-            trainable = record.model.get("adapter", {}).get("trainable_parameters")
-            check_space(self.folder, record.model["parameters"], saves, arguments.run.overwrite, trainable)
-            claim_output(self.folder, overwrite=arguments.run.overwrite)
-            if self.before is None:
-                record.write(self.folder)
+            self._claim_output(record)
         _wait_for_all(arguments.config)
         try:
             trainer, ledger = run_phases(context, self.folder, arguments.run.resume)
@@ -146,6 +142,16 @@ class Run:
         self._show(record)
         self._push()
         return 0
+
+    def _claim_output(self, record: RunRecord) -> None:
+        config, overwrite = self.arguments.config, self.arguments.run.overwrite
+        saves = str(getattr(config.save_strategy, "value", config.save_strategy)) != "no"
+        trainable = record.model.get("adapter", {}).get("trainable_parameters")
+        averages = self.arguments.average.average
+        check_space(self.folder, record.model["parameters"], saves, overwrite, trainable, averages)
+        claim_output(self.folder, overwrite=overwrite)
+        if self.before is None:
+            record.write(self.folder)
 
     def _threads(self) -> int | None:
         if self.arguments.run.threads is None and self.before is not None:
@@ -254,6 +260,9 @@ class Run:
         if record.generalized_scores:
             say("\n" + record.generalized_scores.describe())
         force = " --force" if record.demo else ""
+        average = averaged(record.phases)
+        if average is not None:
+            say(f"\n{describe(average)} Those without averaging are in {average['beside']}/.")
         say(
             f"\nSaved in {self.folder}: model and tokenizer, xlt_run.json (record), results.json, results.md, "
             f"README.md (card). Took {record.wall_time_seconds:.0f} s.\n"
@@ -350,6 +359,8 @@ def describe_plan(arguments: Arguments, plan: DataPlan, selection: dict[str, Any
         counted = (f"{phase.name} {updates if phase.updates is None else phase.updates:,}" for phase in phases)
         lines.append(f"Phases     {', '.join(counted)}")
     joint = len(plan.of_role(SHOTS)) if arguments.data.few_shot_mode == "joint" else 0
+    if arguments.average.average:
+        lines.append(f"Average    {arguments.average.describe()}")
     cost = strategy.cost(config) * (1 + joint)
     batches = f" and as many of each of {joint} target languages" if joint else ""
     lines.append(f"Updates    {updates:,}, each of {_global_batch(config):,} source examples{batches}")

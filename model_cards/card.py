@@ -10,6 +10,7 @@ import json
 import re
 from typing import Any
 
+from hf_xlt.averaging import summary
 from hf_xlt.model_cards import pretraining
 from hf_xlt.model_cards.checks import check
 from hf_xlt.model_cards.metadata import base_model, build, metric_words, model_name
@@ -85,6 +86,7 @@ def _describe(record: RunRecord, repo_id: str | None) -> dict[str, Any]:
         "generalized": _generalized(record),
         "settings": _settings(record),
         "adapter": _adapter(record),
+        "average": _average(record),
         "snippet": snippet(record, repo_id or "."),
         "is_local": repo_id is None,
         "names_local": _names_local(record),
@@ -193,6 +195,20 @@ def _adapter(record: RunRecord) -> str:
     )
 
 
+def _average(record: RunRecord) -> str:
+    """Say what the weights are the mean of, where they are one."""
+    facts = summary.averaged(record.phases)
+    if facts is None:
+        return ""
+    text = summary.describe(facts)
+    if facts["snapshots"] and record.model.get("adapter"):
+        text += (
+            " Each factor of the adapters was averaged by itself and merged then, which is not quite the mean of "
+            "merged models."
+        )
+    return text
+
+
 def _modules(names: list[str]) -> str:
     return listed([f"`{name}`" for name in names])
 
@@ -202,9 +218,12 @@ def _coded(record: RunRecord, role: str) -> str:
 
 
 def _selection(record: RunRecord) -> str:
-    protocol = record.selection.get("protocol")
+    protocol, average = record.selection.get("protocol"), summary.averaged(record.phases)
     if not protocol:
         return ""
+    if average is not None and average["snapshots"]:
+        chosen = "" if protocol == LAST_CHECKPOINT else f"; the one chosen on {protocol} is another model"
+        return f"none; an average of {average['snapshots']} snapshots of the run{chosen}"
     if protocol == LAST_CHECKPOINT:
         return "the last one; nothing was selected"
     text = f"chosen on {protocol}"

@@ -59,6 +59,8 @@ def arguments(strategy, out, batch):
             " --text-dataset data/{split}.{lang}.jsonl --total-steps 6 --meta-learning-rate 0.05 --row-length 16 "
             f"--pretraining-batch-size {batch}"
         )
+    if get_strategy(strategy).averages:
+        line += " --average-evaluate --eval-strategy steps --eval-steps 3"
     if lora:
         line += " --peft lora --lora-rank 4 --lora-alpha 16 "
         if strategy == "robust":
@@ -70,7 +72,8 @@ def arguments(strategy, out, batch):
 
 
 SPLIT = [name for name in STRATEGIES if PROCESSES in get_strategy(name).invariances]
-SPLIT += [f"{name}-lora" for name in SPLIT if get_strategy(name).peft]
+# Whether the average is of adapters or of all weights makes no difference between processes.
+SPLIT += [f"{name}-lora" for name in SPLIT if get_strategy(name).peft and not get_strategy(name).averages]
 
 
 @pytest.mark.parametrize("strategy", SPLIT)
@@ -94,6 +97,11 @@ def test_two_processes_give_the_result_of_one(world, strategy):
         assert entry["examples"] == other["examples"]
         assert entry["metrics"]["loss"] == pytest.approx(other["metrics"]["loss"], rel=1e-3)
     assert done.stdout.count("Target average") == 1
+    if get_strategy(strategy.removesuffix("-lora")).averages:
+        last, output = (load_file(world / f"two-{strategy}" / place / "model.safetensors") for place in ("last", "."))
+        assert all(not torch.equal(last[name], output[name]) for name in output)
+        ledger = json.loads((world / f"two-{strategy}" / "phases.json").read_text())
+        assert ledger["phases"][0]["averaging"]["steps"] == list(range(1, 10))
     assert json.loads((world / f"two-{strategy}" / "xlt_run.json").read_text())["hardware"]["processes"] == 2
 
 

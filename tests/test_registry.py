@@ -70,6 +70,8 @@ def test_a_new_strategy_needs_no_other_line(register, capsys):
 
 def test_no_file_but_its_own_knows_a_strategys_name():
     own = {"hf_xlt/registry.py", "hf_xlt/__init__.py"}
+    # One strategy is called by the word that also names an average, in records and in checkpoints.
+    own |= {"hf_xlt/averaging/report.py", "hf_xlt/averaging/summary.py"}
     files = [*ROOT.glob("hf_xlt/**/*.py"), *ROOT.glob("cli/*.py"), *ROOT.glob("model_cards/*.py")]
     known = re.compile("|".join(rf"\"{name}\"|'{name}'" for name in STRATEGIES))
     found = [

@@ -12,7 +12,12 @@ STATE_NAME = "trainer_state.json"
 _LOSS_RATIO = 2.0
 
 
-def early_snapshot_note(history: Sequence[Mapping[str, Any]], first_step: int) -> str | None:
+def early_snapshot_note(
+    history: Sequence[Mapping[str, Any]],
+    first_step: int,
+    remedy: str = "`--window 0.2:1.0` or `--last`",
+    warmup_steps: int = 0,
+) -> str | None:
     """Say when the first averaged snapshot was taken too early to help.
 
     A slow run's early snapshots are hardly trained, and a uniform mean pulls the model back towards them.
@@ -20,6 +25,8 @@ def early_snapshot_note(history: Sequence[Mapping[str, Any]], first_step: int) -
     Args:
         history: the Trainer's `log_history`, with `step`, `loss` and `learning_rate`.
         first_step: update after which the first averaged snapshot was taken.
+        remedy: the setting that leaves early ones out.
+        warmup_steps: updates of the warm-up, where they are known and need not be read off the history.
 
     Returns:
         A sentence; None when the learning rate had peaked by then and the training loss was at most twice the last.
@@ -30,7 +37,9 @@ def early_snapshot_note(history: Sequence[Mapping[str, Any]], first_step: int) -
     early = [rate for rate, step in rates if step <= first_step]
     losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     before = [loss for step, loss in losses if step <= first_step]
-    if early and first_step < peak and max(early) < max(rates)[0]:
+    if first_step < warmup_steps:
+        reason = f"lies in the warm-up, which ended after step {warmup_steps}"
+    elif early and first_step < peak and max(early) < max(rates)[0]:
         reason = f"lies in the warm-up, which ended about step {peak}"
     elif before and losses[-1][1] > 0 and before[-1] > _LOSS_RATIO * losses[-1][1]:
         reason = f"had a training loss of {before[-1]:.3g}, and the last one {losses[-1][1]:.3g}"
@@ -38,7 +47,7 @@ def early_snapshot_note(history: Sequence[Mapping[str, Any]], first_step: int) -
         return None
     return (
         f"the snapshot of step {first_step} {reason}: it may pull the average back. Leave early ones out with "
-        "`--window 0.2:1.0` or `--last`."
+        f"{remedy}."
     )
 
 

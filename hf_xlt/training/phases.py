@@ -23,12 +23,14 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from hf_xlt.errors import ConfigError, Interrupted, RunError
 from hf_xlt.files import sync_file, sync_folder, write_json
 from hf_xlt.models import ModelError, is_adapted, readable_errors, save_final
+from hf_xlt.training.averaged import add_averaging, put_average
 from hf_xlt.training.checkpoints import newest_complete, remove_incomplete, step_of
 from hf_xlt.training.interruption import InterruptionCallback, InterruptionFlag
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hf_xlt.averaging.arguments import AverageArguments
     from hf_xlt.registry import Strategy
     from hf_xlt.tasks import Task
     from hf_xlt.training.trainer import XLTTrainer
@@ -77,6 +79,7 @@ class RunContext:
         patience: evaluations without progress before stopping early, or None.
         extra_callbacks: further callbacks, made anew for every phase.
         load_masked_lm: loads the run's encoder, or the model in a folder, with its masked-LM head.
+        averaging: what the run averages; None leaves that to the strategy.
     """
 
     strategy: Strategy
@@ -94,6 +97,7 @@ class RunContext:
     patience: int | None = None
     extra_callbacks: Callable[[], list[TrainerCallback]] = list
     load_masked_lm: Callable[[Path | None], PreTrainedModel] | None = None
+    averaging: AverageArguments | None = None
 
     def config_for(self, folder: Path, **changes: Any) -> Any:
         """Copy the run's config for one phase.
@@ -253,7 +257,10 @@ def run_phases(
                 )
             break
         trainer = _build(context, phase, own, previous)
+        averaging = add_averaging(context, trainer) if index == len(phases) - 1 else None
         entry = _train(trainer, phase, own, resume)
+        if averaging is not None:
+            entry |= put_average(averaging, trainer, folder, _save)
         if trainer.args.should_save:
             final.mkdir(parents=True, exist_ok=True)
             _save(trainer, final)
