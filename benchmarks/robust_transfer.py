@@ -92,7 +92,7 @@ def jobs(data: Path) -> dict[str, Job]:
         "topic": Job((*shared, *topic, "--num-train-epochs", "5"), few),
         "pos": Job((*shared, *pos, *pud, "--num-train-epochs", "1"), few),
         "pairs": Job(
-            (*shared, *pairs, "--num-train-epochs", "2", "--generalized"),
+            (*shared, *pairs, "--num-train-epochs", "1", "--generalized"),
             few,
             {
                 "English": ("source_average",),
