@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hf_xlt.arguments import DataArguments
 from hf_xlt.data.generalized import choose_pair_sets, join_pairs
 from hf_xlt.data.labels import LabelInventory
-from hf_xlt.data.roles import resolve_data
+from hf_xlt.data.roles import DataPlan, resolve_data
 from hf_xlt.data.sources import EMBEDDED
 from hf_xlt.errors import ConfigError
 from hf_xlt.evaluation import RESULTS_NAME, longest_input, read_tests, score, write_results
@@ -69,15 +69,8 @@ def evaluate_model(
         ConfigError: model or data cannot be used, or there are results already.
     """
     record = RunRecord.read(model) if (Path(model) / RECORD_NAME).is_file() else None
-    if data.dataset is None:
-        if record is None or not record.demo:
-            raise ConfigError("no data: give `--dataset` (a pattern, a Hub id, or `embedded`).")
-        data.dataset = EMBEDDED
-    task = get_task(record.task["name"] if record else data.task)
-    plan = resolve_data(data, task, needs_validation=False, trains=False)
-    if record is not None:
-        # The windows are those of the run, so that its scores come out again.
-        plan.window_overlap = record.arguments.get("window_overlap", plan.window_overlap)
+    plan = _plan(record, data)
+    task = plan.task
     folder = _output_folder(model, record, plan.of_role("target")[0].source.name, output_dir)
     if (folder / RESULTS_NAME).is_file() and not overwrite:
         raise ConfigError(f"`{folder}` holds results already; add `--overwrite`, or give another `--output-dir`.")
@@ -102,6 +95,20 @@ def evaluate_model(
     folder.mkdir(parents=True, exist_ok=True)
     written = write_results(folder, results) + replace_generalized(folder, generalized)
     return Evaluation(results, generalized, folder, written, plan.notes)
+
+
+def _plan(record: RunRecord | None, data: DataArguments) -> DataPlan:
+    """Find the data to score on; a run's record says what its task and windows were."""
+    if data.dataset is None:
+        if record is None or not record.demo:
+            raise ConfigError("no data: give `--dataset` (a pattern, a Hub id, or `embedded`).")
+        data.dataset = EMBEDDED
+    task = get_task(record.task["name"] if record else data.task)
+    plan = resolve_data(data, task, needs_validation=False, trains=False)
+    if record is not None:
+        # The windows are those of the run, so that its scores come out again.
+        plan.window_overlap = record.arguments.get("window_overlap", plan.window_overlap)
+    return plan
 
 
 def _inventory(task: Task, config: Any) -> LabelInventory | None:

@@ -12,6 +12,7 @@ from importlib import import_module
 
 _PUBLIC = {
     "AverageReport": "hf_xlt.averaging.report",
+    "CheckpointAveragingCallback": "hf_xlt.averaging.callback",
     "average_checkpoints": "hf_xlt.averaging.average",
     "average_runs": "hf_xlt.averaging.heads",
     "extract_head": "hf_xlt.averaging.heads",

@@ -160,19 +160,15 @@ def resolve_data(
         sets[SOURCE_TEST] = list(finder.find_source_test(source, languages, targets, notes))
         sets[TARGET_TEST] = finder.find(TARGET_TEST, homes, arguments.target_split)
     _check_same_columns(entry for role in sets if role != TEXT for entry in sets[role])
-    plan = DataPlan(
-        task,
-        languages,
-        target_languages,
-        sets,
-        arguments.shot_seed,
-        arguments.labels,
-        arguments.window_overlap,
-        notes,
-    )
-    if trains and task.with_labels:
-        _, inventory = plan.read_training()
-        plan.task = task.given_labels(inventory)
+    shots, labels, overlap = arguments.shot_seed, arguments.labels, arguments.window_overlap
+    plan = DataPlan(task, languages, target_languages, sets, shots, labels, overlap, notes)
+    return _with_known_labels(plan) if trains and task.with_labels else plan
+
+
+def _with_known_labels(plan: DataPlan) -> DataPlan:
+    """Let the labels of the training data settle how the task is scored."""
+    _, inventory = plan.read_training()
+    plan.task = plan.task.given_labels(inventory)
     return plan
 
 
