@@ -8,6 +8,21 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+# What a tokenizer may consist of, saved beside a model.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+)
+
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Replace a file atomically: write beside, fsync, rename, fsync the folder.

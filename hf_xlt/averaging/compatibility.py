@@ -12,22 +12,9 @@ from typing import Any
 from hf_xlt.averaging.dtypes import torch_name
 from hf_xlt.averaging.headers import DamagedFile
 from hf_xlt.errors import ConfigError
-from hf_xlt.files import write_json
+from hf_xlt.files import TOKENIZER_FILES, write_json
 
 CONFIG_NAME = "config.json"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "spiece.model",
-)
 # What makes a vocabulary; the other tokenizer files are settings.
 _VOCABULARIES = (
     "tokenizer.json",

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_xlt.averaging.adapter_files import Adapter, plain_name
-from hf_xlt.averaging.compatibility import TOKENIZER_FILES, copy_companions, read_config, read_object, without_paths
+from hf_xlt.averaging.compatibility import copy_companions, read_config, read_object, without_paths
 from hf_xlt.averaging.lora import labelled_config, mean_delta, mean_of_full
 from hf_xlt.errors import ConfigError
-from hf_xlt.files import write_json
+from hf_xlt.files import TOKENIZER_FILES, write_json
 from hf_xlt.models import ModelSource, quiet, readable_errors
 
 if TYPE_CHECKING:

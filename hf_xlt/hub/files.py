@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hf_xlt.errors import ConfigError
+from hf_xlt.files import TOKENIZER_FILES
 from hf_xlt.record import RECORD_NAME, RunRecord
 
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
@@ -19,17 +20,7 @@ ALLOWED = (
     INDEX,
     "config.json",
     "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "spiece.model",
+    *TOKENIZER_FILES,
     "README.md",
     RECORD_NAME,
     "results.json",
