@@ -11,6 +11,7 @@ from hf_xlt.data.labels import LabelInventory
 from hf_xlt.data.roles import SOURCE_TEST, TARGET_TEST, DataPlan, DataSet
 from hf_xlt.files import write_json, write_text
 from hf_xlt.languages import english_name
+from hf_xlt.plotting import load_pyplot, save_figure
 from hf_xlt.results import SOURCE, TARGET, LanguageScore, Results, markdown
 from hf_xlt.tasks import Encoding, Task
 from hf_xlt.training.languages import language_metrics
@@ -118,13 +119,9 @@ def plot(path: Path, results: Results) -> bool:
     Returns:
         False when matplotlib is not installed, and nothing was drawn.
     """
-    try:
-        import matplotlib
-    except ImportError:
+    pyplot = load_pyplot()
+    if pyplot is None:
         return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     scores = sorted(results.scores, key=lambda entry: entry.metrics[results.metric])
     values = [100 * entry.metrics[results.metric] for entry in scores]
     colours = ["tab:orange" if entry.role == SOURCE else "tab:blue" for entry in scores]
@@ -135,9 +132,5 @@ def plot(path: Path, results: Results) -> bool:
     axes.margins(y=0.01)
     handles = [pyplot.Rectangle((0, 0), 1, 1, color=colour) for colour in ("tab:orange", "tab:blue")]
     figure.legend(handles, ["source language", "target languages"], loc="outside upper center", ncols=2, frameon=False)
-    part = path.with_name(f".{path.name}.part.png")
-    # No date or version inside: the same scores give the same bytes.
-    figure.savefig(part, dpi=120, metadata={"Software": None})
-    pyplot.close(figure)
-    part.replace(path)
+    save_figure(figure, path)
     return True

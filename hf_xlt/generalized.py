@@ -22,6 +22,7 @@ from hf_xlt.files import write_json, write_text
 from hf_xlt.generalized_results import GeneralizedResults
 from hf_xlt.languages import english_name
 from hf_xlt.pair_tokenizer import fastest_tokenizer
+from hf_xlt.plotting import load_pyplot, save_figure
 from hf_xlt.results import Results, markdown
 from hf_xlt.tasks import Encoding, Task
 from hf_xlt.training.languages import language_metrics
@@ -175,13 +176,9 @@ def plot(path: Path, results: GeneralizedResults) -> bool:
     Returns:
         False when matplotlib is not installed, and nothing was drawn.
     """
-    try:
-        import matplotlib
-    except ImportError:
+    pyplot = load_pyplot()
+    if pyplot is None:
         return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     values = [[100 * value for value in row] for row in results.matrix[results.metric]]
     count = len(results.languages)
     numbered = count <= _NUMBERED
@@ -200,9 +197,5 @@ def plot(path: Path, results: GeneralizedResults) -> bool:
                 colour = "white" if value < (lowest + highest) / 2 else "black"
                 axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=7, color=colour)
     figure.colorbar(image, ax=axes, label=f"{results.metric.replace('_', ' ')} (%)", shrink=0.8)
-    part = path.with_name(f".{path.name}.part.png")
-    # No date or version inside: the same scores give the same bytes.
-    figure.savefig(part, dpi=120, metadata={"Software": None})
-    pyplot.close(figure)
-    part.replace(path)
+    save_figure(figure, path)
     return True
