@@ -15,13 +15,12 @@ import json
 import math
 import shutil
 import statistics
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from scipy.stats import t as student
-
-from hf_xlt.cli.main import main as hf_xlt
 
 TUNING_SEEDS = (1001,)
 
@@ -110,9 +109,9 @@ def run(job: Job, arguments: tuple[str, ...], model: str, seed: int, folder: Pat
     if not kept.is_file():
         extra = job.tuning if tuning else ()
         given = [argument for argument in job.arguments if not (tuning and argument == "--generalized")]
-        if hf_xlt(
-            ["run", *given, *arguments, *extra, "--model", model, "--seed", str(seed), "--output-dir", str(folder)]
-        ):
+        own = ["--model", model, "--seed", str(seed), "--output-dir", str(folder)]
+        # A process of its own: memory that one run leaves behind would add up.
+        if subprocess.run([sys.executable, "-m", "hf_xlt.run", *given, *arguments, *extra, *own]).returncode:
             raise SystemExit(f"the run in {folder} failed")
         scores = json.loads((folder / "results.json").read_text())
         generalized = folder / "generalized.json"

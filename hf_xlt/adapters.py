@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hf_xlt.tasks import Task
 
 ADAPTER_NAME = "adapter"
+_POOLER = "pooler"
 
 _TASK_TYPES = {
     "AutoModelForSequenceClassification": TaskType.SEQ_CLS,
@@ -51,7 +52,9 @@ class AdaptedModel(PeftModel):
         """Write no card: that of the run says what there is to say."""
 
 
-def wrap(model: PreTrainedModel, settings: PeftArguments, task: Task, seed: int) -> AdaptedModel:
+def wrap(
+    model: PreTrainedModel, settings: PeftArguments, task: Task, seed: int, head_is_frozen: bool = False
+) -> AdaptedModel:
     """Freeze a model's weights and put adapters beside them.
 
     Args:
@@ -60,6 +63,7 @@ def wrap(model: PreTrainedModel, settings: PeftArguments, task: Task, seed: int)
         task: names the kind of model in the adapter's config.
         seed: of the adapters' random start. The global generators are left as they are, so that dropout masks are
             those of a run without adapters.
+        head_is_frozen: whether the head is shared between runs, and so not trained here.
 
     Raises:
         ConfigError: a module to adapt, or to train in full, is not in the model.
@@ -72,7 +76,7 @@ def wrap(model: PreTrainedModel, settings: PeftArguments, task: Task, seed: int)
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
         target_modules=_target_modules(model, settings.lora_target_modules, [*head, *extra]),
-        modules_to_save=[*head, *extra],
+        modules_to_save=[*([name for name in head if name == _POOLER] if head_is_frozen else head), *extra] or None,
         task_type=_TASK_TYPES.get(task.auto_model),
         base_model_name_or_path=model.name_or_path or None,
         revision=getattr(model.config, "_commit_hash", None),
@@ -94,8 +98,8 @@ def head_modules(model: PreTrainedModel) -> list[str]:
     """
     body = model.base_model_prefix
     head = [name for name, module in model.named_children() if name != body and any(True for _ in module.parameters())]
-    if isinstance(getattr(model.base_model, "pooler", None), nn.Module):
-        head.append("pooler")
+    if isinstance(getattr(model.base_model, _POOLER, None), nn.Module):
+        head.append(_POOLER)
     return sorted(head)
 
 
@@ -160,7 +164,7 @@ def describe(model: PeftModel) -> dict[str, Any]:
         "alpha": config.lora_alpha,
         "dropout": config.lora_dropout,
         "target_modules": list(config.target_modules),
-        "modules_to_save": sorted(config.modules_to_save),
+        "modules_to_save": sorted(config.modules_to_save or ()),
         "trainable_parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
     }
 

@@ -14,6 +14,7 @@ from hf_xlt.registry import Strategy
 if TYPE_CHECKING:
     from hf_xlt.averaging.arguments import AverageArguments
     from hf_xlt.peft_arguments import PeftArguments
+    from hf_xlt.sweep.arguments import SweepArguments
 
 EMBEDDED = "embedded"
 EMBEDDED_PHRASES = "embedded-phrases"
@@ -239,6 +240,7 @@ class Arguments:
         data: data by role.
         peft: what to train in place of all weights.
         average: what of the run to average.
+        sweep: whether it is one of several runs, or several.
         config: the strategy's config.
         explicit: names of the fields that the command line or the YAML file set.
     """
@@ -249,6 +251,7 @@ class Arguments:
     data: DataArguments
     peft: PeftArguments
     average: AverageArguments
+    sweep: SweepArguments
     config: Any
     explicit: frozenset[str]
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hf_xlt.arguments import Arguments, non_default
+from hf_xlt.averaging.shared_head import SharedHead
 from hf_xlt.data.roles import DataPlan
 from hf_xlt.environment import hardware, shareable_arguments, shareable_command, versions
 from hf_xlt.errors import ConfigError
@@ -23,7 +24,7 @@ HIDDEN = frozenset(
     "trackio_space_id report_to disable_tqdm log_level log_level_replica logging_dir local_rank floor threads use_cpu "
     "logging_steps logging_strategy logging_first_step accelerator_config fsdp_config model dataset target_dataset "
     "auxiliary_dataset text_dataset generalized generalized_languages id_column neighbours "
-    "neighbour_filter".split()
+    "neighbour_filter share_head seeds vary parallel_runs".split()
 )
 
 
@@ -55,7 +56,7 @@ def start_record(
             "metric": task.metric,
         },
         arguments=resolved(arguments),
-        settings={**shareable_arguments(non_default(arguments), HIDDEN), **_augmentation_settings(arguments)},
+        settings={**shareable_arguments(non_default(arguments), HIDDEN), **_file_settings(arguments)},
         model={"name": prepared.model.name, "revision": arguments.model.model_revision, **prepared.model.license()},
         data=describe_data(plan),
         languages=describe_languages(plan),
@@ -79,13 +80,14 @@ def resolved(arguments: Arguments) -> dict[str, Any]:
     averages = (arguments.average,) if arguments.average.average else ()
     groups = (arguments.run, arguments.model, arguments.data, *adapters, *averages, arguments.config)
     values = {entry.name: getattr(group, entry.name) for group in groups for entry in dataclasses.fields(group)}
-    return {**shareable_arguments(values, HIDDEN), **_augmentation_settings(arguments)}
+    return {**shareable_arguments(values, HIDDEN), **_file_settings(arguments)}
 
 
-def _augmentation_settings(arguments: Arguments) -> dict[str, str]:
-    """Describe the files that settings of augmentation name: by name, hash and size, never by path."""
-    augmentation = arguments.strategy.augmentation(arguments.config)
-    return augmentation.settings() if augmentation else {}
+def _file_settings(arguments: Arguments) -> dict[str, str]:
+    """Describe the files that settings name, of augmentation and of a shared head: by name and hash, never by path."""
+    augmentation, donor = arguments.strategy.augmentation(arguments.config), arguments.sweep.share_head
+    head = SharedHead(donor).settings() if donor else {}
+    return {**(augmentation.settings() if augmentation else {}), **head}
 
 
 def describe_data(plan: DataPlan) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from hf_xlt.data.roles import SOURCE_TEST, TARGET_TEST, DataPlan, DataSet
 from hf_xlt.files import write_json, write_text
 from hf_xlt.languages import english_name
 from hf_xlt.plotting import load_pyplot, save_figure
-from hf_xlt.results import SOURCE, TARGET, LanguageScore, Results, markdown
+from hf_xlt.results import FLOOR, SOURCE, TARGET, LanguageScore, Results, markdown
 from hf_xlt.tasks import Encoding, Task
 from hf_xlt.training.languages import language_metrics
 
@@ -57,16 +57,20 @@ def longest_input(asked: int, tokenizer: PreTrainedTokenizerBase, config: Any) -
 
 
 def read_tests(
-    plan: DataPlan, tokenizer: PreTrainedTokenizerBase, inventory: LabelInventory | None, max_length: int
+    plan: DataPlan,
+    tokenizer: PreTrainedTokenizerBase,
+    inventory: LabelInventory | None,
+    max_length: int,
+    roles: tuple[str, ...] = (SOURCE_TEST, TARGET_TEST),
 ) -> dict[str, Any]:
-    """Read and encode every test set; the first moment at which test rows are looked at.
+    """Read and encode every test set, or the sets of other roles; the first moment at which test rows are looked at.
 
     Returns:
         Features by language, source languages first.
     """
     return {
         entry.language: encode(entry, entry.read(), plan, tokenizer, inventory, max_length)
-        for entry in plan.of_role(SOURCE_TEST, TARGET_TEST)
+        for entry in plan.of_role(*roles)
     }
 
 
@@ -98,16 +102,23 @@ def score(trainer: XLTTrainer, datasets: Mapping[str, Any], task: Task, source_l
     return Results(task.metric, tuple(sorted(scores, key=lambda entry: entry.role != SOURCE)))
 
 
-def write_results(folder: Path, results: Results, floor: Results | None = None) -> list[str]:
+def write_results(folder: Path, results: Results, beside: Mapping[str, Results] | None = None) -> list[str]:
     """Write `results.json`, `results.md` and, where matplotlib is installed, `results.png`.
+
+    Args:
+        folder: where.
+        results: of the model.
+        beside: of other models, by name.
 
     Returns:
         Names of the files written.
     """
+    beside = dict(beside or {})
     written = [RESULTS_NAME, TABLE_NAME]
-    write_json(folder / RESULTS_NAME, {**results.to_dict(), "floor": floor.to_dict() if floor else None})
-    summary = "\n".join(f"- {' '.join(line.split())}" for line in results.summary_lines(floor))
-    write_text(folder / TABLE_NAME, f"{markdown(results.table(floor))}\n\n{summary}\n")
+    others = {name.replace("-", "_"): scores.to_dict() for name, scores in beside.items()}
+    write_json(folder / RESULTS_NAME, {**results.to_dict(), FLOOR: None, **others})
+    summary = "\n".join(f"- {' '.join(line.split())}" for line in results.summary_lines(beside))
+    write_text(folder / TABLE_NAME, f"{markdown(results.table(beside))}\n\n{summary}\n")
     if plot(folder / PLOT_NAME, results):
         written.append(PLOT_NAME)
     return written

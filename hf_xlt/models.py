@@ -217,6 +217,18 @@ class ModelSource:
             )
         return self.anonymous(model)
 
+    def load_task_model(self, task: Task, inventory: LabelInventory | None) -> PreTrainedModel | None:
+        """Load a model that was trained for just this task and these labels; None where it was not."""
+        names = self.load_config().id2label
+        if inventory is not None and [names[index] for index in sorted(names)] != list(inventory.names):
+            return None
+        try:
+            return self.load_trained(task)
+        except ModelError:
+            raise
+        except ConfigError:
+            return None
+
     def license(self) -> dict[str, str]:
         """Return `license`, and `license_link` where there is one, off the model's card, if that is at hand.
 

@@ -65,6 +65,7 @@ def check_space(
     overwrite: bool,
     trainable: int | None = None,
     averages: bool = False,
+    snapshots: int = 0,
 ) -> None:
     """Check that the model, and a checkpoint with its optimizer, fit on the disk; nothing is written or deleted.
 
@@ -75,13 +76,14 @@ def check_space(
         overwrite: whether what the directory holds will be deleted.
         trainable: how many parameters are trained, which alone go into checkpoints; None means all.
         averages: whether an average is saved beside the last weights, and kept in checkpoints.
+        snapshots: how many further models are kept until they are scored.
 
     Raises:
         RunError: there is too little space.
     """
     # Weights once; a checkpoint holds weights and two moments each.
     kept = parameters if trainable is None else trainable
-    needed = 4 * ((1 + averages) * parameters + ((6 + 2 * averages) * kept if checkpoints else 0)) + 2**20
+    needed = 4 * ((1 + averages + snapshots) * parameters + ((6 + 2 * averages) * kept if checkpoints else 0)) + 2**20
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     if overwrite and folder.is_dir():

@@ -27,6 +27,9 @@ from hf_xlt.averaging.arguments import AverageArguments, check_average
 from hf_xlt.errors import ConfigError, close_match
 from hf_xlt.peft_arguments import PeftArguments, check_peft
 from hf_xlt.registry import STRATEGIES, Strategy, get_strategy
+from hf_xlt.sweep.arguments import SweepArguments, check_sweep
+
+GROUPS = (RunArguments, ModelArguments, DataArguments, PeftArguments, AverageArguments, SweepArguments)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -80,6 +83,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     check_arguments(arguments)
     check_peft(arguments)
     check_average(arguments)
+    check_sweep(arguments)
     return arguments
 
 
@@ -93,7 +97,15 @@ def build_parser(strategy: Strategy) -> Any:
             raise ConfigError(f"{message}. See `hf-xlt run --help`.")
 
     parser = Parser(
-        (RunArguments, ModelArguments, DataArguments, PeftArguments, AverageArguments, strategy.config_cls),
+        (
+            RunArguments,
+            ModelArguments,
+            DataArguments,
+            PeftArguments,
+            AverageArguments,
+            SweepArguments,
+            strategy.config_cls,
+        ),
         prog="hf-xlt run",
         allow_abbrev=False,
         description=f"Train on source languages, score on target languages. Strategies: {', '.join(STRATEGIES)}. "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_xlt.arguments import Arguments
+from hf_xlt.averaging.shared_head import FrozenHeadCheck, SharedHead
 from hf_xlt.data.augmentation import EQUAL_UPDATES, join_features
 from hf_xlt.data.labels import LabelInventory
 from hf_xlt.data.roles import AUXILIARY, SHOTS, TARGET_VALIDATION, TEXT, TRAINING, VALIDATION, DataPlan, DataSet
@@ -137,6 +138,7 @@ def prepare(arguments: Arguments, plan: DataPlan, flag: InterruptionFlag) -> Pre
     def features(entry: DataSet, table: Any = None) -> Any:
         return encoder_of(entry)(entry.read() if table is None else table)
 
+    shared = SharedHead(arguments.sweep.share_head) if arguments.sweep.share_head else None
     shots = {
         entry.language: features(entry, plan.take_shots(entry, entry.read(), inventory))
         for entry in plan.of_role(SHOTS)
@@ -151,9 +153,9 @@ def prepare(arguments: Arguments, plan: DataPlan, flag: InterruptionFlag) -> Pre
         config=arguments.config,
         task=plan.task,
         tokenizer=tokenizer,
-        load_model=_model_loader(arguments, source, plan.task, inventory),
+        load_model=_model_loader(arguments, source, plan.task, inventory, shared),
         training=training,
-        validation={entry.language: features(entry) for entry in plan.of_role(VALIDATION, TARGET_VALIDATION)},
+        validation={entry.language: features(entry) for entry in _selected_on(arguments, plan)},
         source_languages=plan.source_languages,
         joint=joint,
         roles={role: sets for role, sets in roles.items() if sets},
@@ -162,8 +164,17 @@ def prepare(arguments: Arguments, plan: DataPlan, flag: InterruptionFlag) -> Pre
         patience=arguments.run.early_stopping_patience,
         load_masked_lm=_masked_lm_loader(arguments, source),
         averaging=arguments.average,
+        extra_callbacks=lambda: [FrozenHeadCheck(shared)] if shared else [],
     )
     return Prepared(context, plan, inventory, source, max_length)
+
+
+def _selected_on(arguments: Arguments, plan: DataPlan) -> list[DataSet]:
+    """Return the validation sets that training looks at; others only score what is compared with an average."""
+    if not needs_validation(arguments.config):
+        return []
+    roles = (VALIDATION, TARGET_VALIDATION) if arguments.data.select_on_target_validation else (VALIDATION,)
+    return plan.of_role(*roles)
 
 
 def _source_features(
@@ -206,7 +217,11 @@ def _place_shots(
 
 
 def _model_loader(
-    arguments: Arguments, source: ModelSource, task: Task, inventory: LabelInventory | None
+    arguments: Arguments,
+    source: ModelSource,
+    task: Task,
+    inventory: LabelInventory | None,
+    shared: SharedHead | None,
 ) -> Callable[[Path | None], Any]:
     """Return what loads the run's encoder, or the model in a folder."""
 
@@ -216,7 +231,11 @@ def _model_loader(
         # The new head's weights come from the global generator, wherever it stands.
         set_seed(arguments.config.seed)
         start = source if folder is None else dataclasses.replace(source, path=str(folder), name=None, revision=None)
-        return adapt(start.load(task, inventory), arguments, task)
+        model = start.load(task, inventory)
+        if shared is not None:
+            # Frozen before there is an optimizer, whose weight decay would move it.
+            shared.put(model)
+        return adapt(model, arguments, task)
 
     return load
 
@@ -231,7 +250,7 @@ def adapt(model: Any, arguments: Arguments, task: Task) -> Any:
         return model
     from hf_xlt.adapters import wrap
 
-    return wrap(model, arguments.peft, task, arguments.config.seed)
+    return wrap(model, arguments.peft, task, arguments.config.seed, bool(arguments.sweep.share_head))
 
 
 def _masked_lm_loader(arguments: Arguments, source: ModelSource) -> Callable[[Path | None], Any]:

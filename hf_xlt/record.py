@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_xlt.comparator_results import Comparators
 from hf_xlt.errors import ConfigError
 from hf_xlt.files import write_json
 from hf_xlt.generalized_results import GeneralizedResults
-from hf_xlt.results import Results
+from hf_xlt.results import FLOOR, ZERO_SHOT, Results
 
 RECORD_NAME = "xlt_run.json"
 FORMAT_VERSION = 1
@@ -60,6 +61,8 @@ class RunRecord:
         command: the command without local paths and tokens.
         results: `Results.to_dict()` of the final scoring, or None.
         floor: the same of the randomly initialised model, or None.
+        zero_shot: the same of the model that few-shot training started from, or None.
+        comparators: `Comparators.to_dict()` of the run's own snapshots, or None.
         generalized: `GeneralizedResults.to_dict()` of all ordered pairs of languages, or None.
         parents: records that this one was made from (averages).
         demo: whether this is the embedded default, whose numbers say nothing about other tasks.
@@ -85,6 +88,8 @@ class RunRecord:
     command: str = ""
     results: dict[str, Any] | None = None
     floor: dict[str, Any] | None = None
+    zero_shot: dict[str, Any] | None = None
+    comparators: dict[str, Any] | None = None
     generalized: dict[str, Any] | None = None
     parents: list[dict[str, Any]] = field(default_factory=list)
     demo: bool = False
@@ -98,9 +103,15 @@ class RunRecord:
         return Results.from_dict(self.results) if self.results else None
 
     @property
-    def floor_scores(self) -> Results | None:
-        """The scores of the randomly initialised model, or None."""
-        return Results.from_dict(self.floor) if self.floor else None
+    def scores_beside(self) -> dict[str, Results]:
+        """The scores of other models beside the run's, by name (`hf_xlt.results.BESIDE`)."""
+        kept = {ZERO_SHOT: self.zero_shot, FLOOR: self.floor}
+        return {name: Results.from_dict(values) for name, values in kept.items() if values}
+
+    @property
+    def comparator_scores(self) -> Comparators | None:
+        """The scores of what could have been taken in place of the average, or None."""
+        return Comparators.from_dict(self.comparators) if self.comparators else None
 
     @property
     def generalized_scores(self) -> GeneralizedResults | None:

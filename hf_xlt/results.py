@@ -11,6 +11,14 @@ from hf_xlt.languages import english_name
 SOURCE = "source"
 TARGET = "target"
 
+# Models whose scores stand beside a run's, by the name of their column, and what they are.
+FLOOR = "floor"
+ZERO_SHOT = "zero-shot"
+BESIDE = {
+    ZERO_SHOT: "the model that training started from, without the target examples",
+    FLOOR: "plain fine-tuning of the same length from random weights",
+}
+
 
 @dataclass(frozen=True)
 class LanguageScore:
@@ -56,19 +64,20 @@ class Results:
         """Return the scores of the source or of the target languages."""
         return tuple(score for score in self.scores if score.role == role)
 
-    def _average(self, role: str) -> float | None:
+    def average(self, role: str) -> float | None:
+        """Return the unweighted mean of the main metric over languages of a role; None when none was scored."""
         values = [score.metrics[self.metric] for score in self.of_role(role)]
         return sum(values) / len(values) if values else None
 
     @property
     def source_average(self) -> float | None:
         """Unweighted mean of the main metric over source languages; None when none was scored."""
-        return self._average(SOURCE)
+        return self.average(SOURCE)
 
     @property
     def target_average(self) -> float | None:
         """Unweighted mean of the main metric over target languages; None when none was scored."""
-        return self._average(TARGET)
+        return self.average(TARGET)
 
     @property
     def transfer_gap(self) -> float | None:
@@ -110,8 +119,8 @@ class Results:
         )
         return cls(values["metric"], scores)
 
-    def summary_lines(self, floor: Results | None = None) -> list[str]:
-        """Say the averages in sentences, with those of a randomly initialised model beside them if given."""
+    def summary_lines(self, beside: Mapping[str, Results] | None = None) -> list[str]:
+        """Say the averages in sentences, with those of other models beside them (`BESIDE`)."""
         lines = []
         if self.target_average is not None:
             count = len(self.of_role(TARGET))
@@ -121,28 +130,30 @@ class Results:
             lines.append(f"Worst language {percent(self.value(worst))}, {english_name(worst)} ({worst})")
         if self.transfer_gap is not None:
             lines.append(f"Transfer gap   {percent(self.transfer_gap)} points (source average minus target average)")
-        if floor is not None and floor.target_average is not None:
-            source = "" if floor.source_average is None else f", source {percent(floor.source_average)}"
-            lines.append(
-                f"Floor          {percent(floor.target_average)}{source}: plain fine-tuning from random weights"
-            )
+        for name, other in (beside or {}).items():
+            if other.target_average is not None:
+                source = "" if other.source_average is None else f", source {percent(other.source_average)}"
+                title = name.capitalize().ljust(14)
+                lines.append(f"{title} {percent(other.target_average)}{source}: {BESIDE[name]}")
         return lines
 
-    def table(self, floor: Results | None = None) -> list[list[str]]:
-        """Return rows of text, header first: language, role, number of examples, metrics in percent."""
+    def table(self, beside: Mapping[str, Results] | None = None) -> list[list[str]]:
+        """Return rows of text, header first: language, role, number of examples, metrics in percent.
+
+        Args:
+            beside: further models, whose main metric becomes a column of that name.
+        """
         metrics = [self.metric] + sorted(
             {name for score in self.scores for name in score.metrics} - {self.metric, "loss"}
         )
-        header = ["language", "code", "role", "n", *(metric.replace("_", " ") for metric in metrics)]
-        floor_values = {score.language: score.metrics[self.metric] for score in floor.scores} if floor else {}
-        if floor_values:
-            header.append("floor")
-        rows = [header]
+        rows = [["language", "code", "role", "n", *(metric.replace("_", " ") for metric in metrics), *(beside or {})]]
+        others = [
+            {score.language: score.metrics[self.metric] for score in other.scores} for other in (beside or {}).values()
+        ]
         for score in self.scores:
             row = [english_name(score.language), score.language, score.role, f"{score.examples:,}"]
             row += [percent(score.metrics[metric]) if metric in score.metrics else "" for metric in metrics]
-            if floor_values:
-                row.append(percent(floor_values[score.language]) if score.language in floor_values else "")
+            row += [percent(values[score.language]) if score.language in values else "" for values in others]
             rows.append(row)
         return rows
 

@@ -17,12 +17,13 @@ from typing import Any
 from hf_xlt.arguments import Arguments
 from hf_xlt.averaging.summary import averaged, describe
 from hf_xlt.data.generalized import choose_pair_sets, join_pairs
-from hf_xlt.data.roles import SHOTS, TRAINING, DataPlan, resolve_data
+from hf_xlt.data.roles import TRAINING, DataPlan, resolve_data
 from hf_xlt.errors import ConfigError, Interrupted, reports_errors
 from hf_xlt.generalized_results import GeneralizedResults
 from hf_xlt.launch import check_launch, is_first_process, set_threads
 from hf_xlt.output import check_space, claim_output, inspect_output
 from hf_xlt.parsing import parse_arguments
+from hf_xlt.planning import describe_plan, of_adapter, planned_snapshots
 from hf_xlt.record import FINISHED, INTERRUPTED, TRAINED, RunRecord
 from hf_xlt.results import Results, plain
 from hf_xlt.tasks import Encoding, get_task
@@ -43,7 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     task = get_task(arguments.data.task)
     from hf_xlt.preparation import needs_validation, note_augmentation, settle_selection
 
-    plan = resolve_data(arguments.data, task, needs_validation=needs_validation(arguments.config))
+    if arguments.sweep.seeds:
+        from hf_xlt.sweep.execute import run_sweep
+
+        return run_sweep(arguments, argv)
+    plan = resolve_data(
+        arguments.data,
+        task,
+        needs_validation=needs_validation(arguments.config) or arguments.average.compares_validation,
+        target_validation=arguments.average.compares_oracle,
+    )
     selection = settle_selection(arguments, plan.task)
     note_augmentation(arguments, plan)
     if arguments.data.generalized:
@@ -130,15 +140,15 @@ class Run:
         self._keep(record, TRAINED)
         if trainer is None or arguments.peft.peft:
             # Adapters are merged in what was saved, and that is what is pushed: it is what is scored.
-            trainer = self._scoring_trainer(context, prepared)
+            trainer = self._scoring_trainer(context, self.folder)
         tests, results, generalized = self._score(trainer, prepared)
         record.results = results.to_dict()
         record.generalized = generalized.to_dict() if generalized else None
-        self._finish(record, results, None)
+        self._score_others(record, prepared, tests, results)
+        self._finish(record)
         if arguments.embedded and arguments.run.floor:
-            floor = self._floor(prepared, tests)
-            record.floor = floor.to_dict()
-            self._finish(record, results, floor)
+            record.floor = self._floor(prepared, tests).to_dict()
+            self._finish(record)
         self._show(record)
         self._push()
         return 0
@@ -148,7 +158,8 @@ class Run:
         saves = str(getattr(config.save_strategy, "value", config.save_strategy)) != "no"
         trainable = record.model.get("adapter", {}).get("trainable_parameters")
         averages = self.arguments.average.average
-        check_space(self.folder, record.model["parameters"], saves, overwrite, trainable, averages)
+        snapshots = planned_snapshots(self.arguments, self.plan)
+        check_space(self.folder, record.model["parameters"], saves, overwrite, trainable, averages, snapshots)
         claim_output(self.folder, overwrite=overwrite)
         if self.before is None:
             record.write(self.folder)
@@ -164,7 +175,7 @@ class Run:
         trained = sum(entry.size for entry in plan.of_role(TRAINING))
         say(
             f"Strategy {self.arguments.strategy.name}: {name} ({record.model['parameters'] / 1e6:.1f}M parameters"
-            f"{_of_adapter(record.model)}), "
+            f"{of_adapter(record.model)}), "
             f"{trained:,} labelled examples in {', '.join(plan.source_languages)}, "
             f"{len(plan.target_languages)} target languages, {record.hardware['device']}, "
             f"{record.hardware['processes']} x {record.hardware['threads']} threads."
@@ -174,12 +185,12 @@ class Run:
         for note in plan.notes:
             say(f"Note: {note}")
 
-    def _scoring_trainer(self, context: Any, prepared: Any) -> Any:
+    def _scoring_trainer(self, context: Any, folder: Path) -> Any:
         from hf_xlt.models import ModelSource
         from hf_xlt.training.trainer import XLTTrainer
 
         model = ModelSource(
-            str(self.folder), None, attn_implementation=self.arguments.model.attn_implementation
+            str(folder), None, attn_implementation=self.arguments.model.attn_implementation
         ).load_trained(self.plan.task)
         return context.build_trainer(XLTTrainer, context.config_for(self.folder), model)
 
@@ -202,6 +213,38 @@ class Run:
             return tests, results, None
         encoding = Encoding(tokenizer, {}, inventory, prepared.max_length, "")
         return tests, results, score_generalized(trainer, pairs, self.plan.task, encoding, results)
+
+    def _score_others(self, record: RunRecord, prepared: Any, tests: dict[str, Any], results: Results) -> None:
+        """Score what stands beside the run: the model it started from, and rivals of its average."""
+        from hf_xlt.comparators import compare
+        from hf_xlt.data.roles import TARGET_VALIDATION, VALIDATION
+        from hf_xlt.evaluation import read_tests, score
+        from hf_xlt.training.trainer import XLTTrainer
+
+        context, task, asked = prepared.context, self.plan.task, self.arguments.average.average_compare
+        languages = self.plan.source_languages
+        start = prepared.model.load_task_model(task, prepared.inventory) if self.arguments.data.shots else None
+        if start is not None:
+            trainer = context.build_trainer(XLTTrainer, context.config_for(self.folder), start)
+            record.zero_shot = score(trainer, tests, task, languages).to_dict()
+        if not asked:
+            return
+        validation = read_tests(
+            self.plan,
+            context.tokenizer,
+            prepared.inventory,
+            prepared.max_length,
+            (VALIDATION, TARGET_VALIDATION),
+        )
+        record.comparators = compare(
+            asked,
+            self.folder,
+            averaged(record.phases)["steps"],
+            results,
+            lambda folder, features: score(self._scoring_trainer(context, folder), features, task, languages),
+            validation,
+            tests,
+        ).to_dict()
 
     def _floor(self, prepared: Any, tests: dict[str, Any]) -> Results:
         """Train and score the same architecture from random weights, plainly, without saving anything."""
@@ -235,8 +278,10 @@ class Run:
         if is_first_process():
             record.write(self.folder)
 
-    def _finish(self, record: RunRecord, results: Results, floor: Results | None) -> None:
+    def _finish(self, record: RunRecord) -> None:
+        from hf_xlt.averaging.snapshots import discard_snapshots
         from hf_xlt.bookkeeping import add_test_fingerprints
+        from hf_xlt.comparators import write_comparators
         from hf_xlt.evaluation import write_results
         from hf_xlt.files import write_text
         from hf_xlt.generalized import replace_generalized
@@ -244,21 +289,27 @@ class Run:
 
         if is_first_process():
             add_test_fingerprints(record, self.plan)
-            write_results(self.folder, results, floor)
+            write_results(self.folder, record.scores, record.scores_beside)
+            write_comparators(self.folder, record.comparator_scores)
             replace_generalized(self.folder, record.generalized_scores)
         self._keep(record, FINISHED)
         if is_first_process():
             write_text(self.folder / "README.md", render(record))
+            discard_snapshots(self.folder)
 
     def _show(self, record: RunRecord) -> None:
-        results, floor = record.scores, record.floor_scores
-        say("\n" + plain(results.table(floor)) + "\n")
-        for line in results.summary_lines(floor):
+        results, beside = record.scores, record.scores_beside
+        say("\n" + plain(results.table(beside)) + "\n")
+        for line in results.summary_lines(beside):
             say(f"  {line}")
         if record.selection.get("oracle"):
             say("  Oracle: target-language validation labels chose the checkpoint; this is not zero-shot transfer.")
         if record.generalized_scores:
             say("\n" + record.generalized_scores.describe())
+        compared = record.comparator_scores
+        if compared:
+            notes = "\n".join(f"  {note}" for note in compared.notes())
+            say(f"\n{compared.heading()}\n\n{plain(compared.table(), left=2)}\n\n{notes}")
         force = " --force" if record.demo else ""
         average = averaged(record.phases)
         if average is not None:
@@ -306,91 +357,9 @@ def _take_hub_settings(config: Any) -> dict[str, Any] | None:
     return taken
 
 
-def _of_adapter(model: dict[str, Any]) -> str:
-    """Return what the record's model says of adapters, to be put behind the number of its parameters."""
-    if "adapter" not in model:
-        return ""
-    adapter = model["adapter"]
-    count = adapter["trainable_parameters"]
-    return f"; LoRA of rank {adapter['rank']} trains {count:,}, {count / model['parameters']:.2%}"
-
-
-def _planned_adapter(arguments: Arguments, plan: DataPlan) -> list[str]:
-    """Return the plan's lines on adapters, counted on a model without weights; none without `--peft`."""
-    import torch
-
-    from hf_xlt.adapters import describe, merged_size
-    from hf_xlt.preparation import adapt, find_model
-
-    _, inventory = plan.read_training()
-    with torch.device("meta"):
-        model = adapt(find_model(arguments).load_random(plan.task, inventory), arguments, plan.task)
-    facts = {"parameters": merged_size(model), "adapter": describe(model)}
-    return [
-        f"Parameters {facts['parameters']:,}{_of_adapter(facts)}",
-        f"Adapters   on {', '.join(facts['adapter']['target_modules'])}; trained in full: "
-        f"{', '.join(facts['adapter']['modules_to_save'])}",
-    ]
-
-
 def _wait_for_all(config: Any) -> None:
     if config.world_size > 1:
         config.distributed_state.wait_for_everyone()
-
-
-def describe_plan(arguments: Arguments, plan: DataPlan, selection: dict[str, Any]) -> str:
-    """Say what would be run: data, labels, updates, cost."""
-    config, strategy = arguments.config, arguments.strategy
-    lines = [f"Strategy   {strategy.name}: {strategy.summary}", f"Model      {arguments.model.model}"]
-    if arguments.peft.peft:
-        lines += _planned_adapter(arguments, plan)
-    for role, entries in plan.sets.items():
-        for entry in entries:
-            lines.append(
-                f"Data       {role:<18} {entry.language:<8} {entry.split:<12} {entry.size:>9,}  {entry.source.name}"
-            )
-    _, inventory = plan.read_training()
-    if inventory is not None:
-        lines.append(f"Labels     {len(inventory)}: {', '.join(inventory.names)}")
-    lines.append(f"Selection  {selection['protocol']}" + (f" by {selection['metric']}" if selection["metric"] else ""))
-    updates = planned_updates(arguments, plan)
-    phases = strategy.phases(config) if strategy.phases else []
-    if phases:
-        counted = (f"{phase.name} {updates if phase.updates is None else phase.updates:,}" for phase in phases)
-        lines.append(f"Phases     {', '.join(counted)}")
-    joint = len(plan.of_role(SHOTS)) if arguments.data.few_shot_mode == "joint" else 0
-    if arguments.average.average:
-        lines.append(f"Average    {arguments.average.describe()}")
-    cost = strategy.cost(config) * (1 + joint)
-    batches = f" and as many of each of {joint} target languages" if joint else ""
-    lines.append(f"Updates    {updates:,}, each of {_global_batch(config):,} source examples{batches}")
-    lines.append(f"Cost       {cost:.2f} plain steps per update, {cost * updates:,.0f} plain steps in all")
-    if arguments.peft.peft:
-        lines.append("           in steps that train all weights; with these frozen a plain step, and an ascent step")
-        lines.append("           as well, costs about 2/3 of one")
-    if arguments.data.generalized:
-        count = len(choose_pair_sets(plan, arguments.data))
-        lines.append(f"Also       {count * count:,} ordered pairs of {count} languages are scored (--generalized)")
-    lines.append(f"Output     {config.output_dir}")
-    lines += [f"Note       {note}" for note in plan.notes]
-    return "\n".join([*lines, "Nothing was run (--dry-run)."])
-
-
-def _global_batch(config: Any) -> int:
-    return config.per_device_train_batch_size * config.gradient_accumulation_steps * config.world_size
-
-
-def planned_updates(arguments: Arguments, plan: DataPlan) -> int:
-    """Return the number of updates of one phase, as the Trainer counts them."""
-    from hf_xlt.preparation import count_updates
-
-    config, data = arguments.config, arguments.data
-    augmentation = arguments.strategy.augmentation(config)
-    copies = augmentation.copies if augmentation else 1
-    examples = sum(entry.size for entry in plan.of_role(TRAINING)) * copies
-    if data.shots and data.few_shot_mode == "concat":
-        examples += sum(entry.size for entry in plan.of_role(SHOTS))
-    return count_updates(config, examples)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ from hf_xlt.data.roles import DataPlan, resolve_data
 from hf_xlt.data.sources import EMBEDDED
 from hf_xlt.errors import ConfigError
 from hf_xlt.evaluation import RESULTS_NAME, longest_input, read_tests, score, write_results
+from hf_xlt.files import write_text
 from hf_xlt.generalized import replace_generalized, score_generalized
 from hf_xlt.generalized_results import GeneralizedResults
 from hf_xlt.models import ModelSource
-from hf_xlt.record import RECORD_NAME, RunRecord
+from hf_xlt.record import FINISHED, RECORD_NAME, RunRecord
 from hf_xlt.results import Results
 from hf_xlt.tasks import Encoding, Task, get_task
 
@@ -94,7 +95,30 @@ def evaluate_model(
         generalized = score_generalized(trainer, pairs, plan.task, encoding, results, progress) if pairs else None
     folder.mkdir(parents=True, exist_ok=True)
     written = write_results(folder, results) + replace_generalized(folder, generalized)
+    if _is_unscored_average(record) and folder == Path(model):
+        written += _complete(record, plan, results, generalized, folder)
     return Evaluation(results, generalized, folder, written, plan.notes)
+
+
+def _is_unscored_average(record: RunRecord | None) -> bool:
+    return record is not None and bool(record.parents) and record.results is None
+
+
+def _complete(
+    record: RunRecord, plan: DataPlan, results: Results, generalized: GeneralizedResults | None, folder: Path
+) -> list[str]:
+    """Put scores into the record of an average, which has none of its own, and make its card."""
+    from hf_xlt.bookkeeping import add_test_fingerprints, describe_data, describe_languages
+    from hf_xlt.model_cards.card import CARD_NAME, render
+
+    record.data |= describe_data(plan)
+    record.languages |= describe_languages(plan)
+    add_test_fingerprints(record, plan)
+    record.results, record.status = results.to_dict(), FINISHED
+    record.generalized = generalized.to_dict() if generalized else None
+    record.write(folder)
+    write_text(folder / CARD_NAME, render(record))
+    return [RECORD_NAME, CARD_NAME]
 
 
 def _plan(record: RunRecord | None, data: DataArguments) -> DataPlan:
@@ -160,6 +184,8 @@ def _output_folder(model: str, record: RunRecord | None, data_name: str, asked: 
     if asked is not None:
         return Path(asked)
     label = "".join(char if char.isalnum() or char in "-_" else "-" for char in data_name.split("/")[0])
+    if _is_unscored_average(record):
+        return Path(model)
     if record is not None:
         return Path(model) / "evaluations" / label
     name = Path(model).name if Path(model).is_dir() else model.replace("/", "--")

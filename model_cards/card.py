@@ -16,7 +16,7 @@ from hf_xlt.model_cards.checks import check
 from hf_xlt.model_cards.metadata import base_model, build, metric_words, model_name
 from hf_xlt.model_cards.text import example, facts, listed, plain_name, table_cell
 from hf_xlt.record import LAST_CHECKPOINT, RunRecord
-from hf_xlt.results import SOURCE, TARGET, markdown, percent
+from hf_xlt.results import BESIDE, SOURCE, TARGET, markdown, percent
 
 __all__ = ["CARD_NAME", "check", "is_generated", "render"]
 
@@ -83,6 +83,7 @@ def _describe(record: RunRecord, repo_id: str | None) -> dict[str, Any]:
         "title": model_name(record, repo_id),
         "introduction": _introduction(record),
         "results": _results(record),
+        "comparators": _comparators(record),
         "generalized": _generalized(record),
         "settings": _settings(record),
         "adapter": _adapter(record),
@@ -134,15 +135,24 @@ def _shots(record: RunRecord) -> str:
 
 
 def _results(record: RunRecord) -> dict[str, Any] | None:
-    scores, floor = record.scores, record.floor_scores
+    scores, beside = record.scores, record.scores_beside
     if scores is None:
         return None
     return {
-        "table": markdown([[table_cell(cell) for cell in row] for row in scores.table(floor)]),
-        "summary": [" ".join(line.split()) for line in scores.summary_lines(floor)],
+        "table": markdown([[table_cell(cell) for cell in row] for row in scores.table(beside)]),
+        "summary": [" ".join(line.split()) for line in scores.summary_lines(beside)],
         "metric": metric_words(scores.metric),
-        "has_floor": floor is not None,
+        "beside": [(name, BESIDE[name]) for name in beside],
     }
+
+
+def _comparators(record: RunRecord) -> dict[str, Any] | None:
+    """Return what the average is compared with, as a table."""
+    compared = record.comparator_scores
+    if compared is None:
+        return None
+    table = [[table_cell(cell) for cell in row] for row in compared.table()]
+    return {"heading": compared.heading(), "table": markdown(table, left=2), "notes": compared.notes()}
 
 
 def _generalized(record: RunRecord) -> dict[str, str] | None:

@@ -84,7 +84,7 @@ def test_every_figure_of_the_table_is_the_records():
     record = make_demo_record()
     _, *rows = table(render(record), "Results")
     assert len(rows) == len(record.scores.scores)
-    for row, score, floor in zip(rows, record.scores.scores, record.floor_scores.scores, strict=True):
+    for row, score, floor in zip(rows, record.scores.scores, record.scores_beside["floor"].scores, strict=True):
         accuracy, macro_f1 = score.metrics["accuracy"], score.metrics["macro_f1"]
         assert row[1:4] == [score.language, score.role, f"{score.examples:,}"]
         assert row[4:] == [f"{100 * value:.1f}" for value in (accuracy, macro_f1, floor.metrics["accuracy"])]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from hf_xlt.arguments import Arguments
+from hf_xlt.arguments import Arguments, split_names
 from hf_xlt.averaging.schedule import EMA, LAST_K, SAVE, UNIFORM, Schedule, parse_every
 from hf_xlt.averaging.summary import every_words, mode_words
-from hf_xlt.errors import ConfigError
+from hf_xlt.comparator_results import AVERAGED, COMPARATORS, LAST, TARGET_DEV_ORACLE
+from hf_xlt.errors import ConfigError, close_match
 
 
 @dataclass
@@ -50,6 +51,19 @@ class AverageArguments:
     average_evaluate: bool = field(
         default=False, metadata={"help": "Evaluate the average so far during training, not the weights in training."}
     )
+    average_compare: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Also score what could have been taken in place of the average, separated by commas: last; "
+            "source_dev, the snapshot that is best on source-language validation data; target_dev_oracle, for each "
+            "target language the snapshot that is best on its validation labels, which true transfer does not have. "
+            "All snapshots stay on the disk until they are scored."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        """Split the list."""
+        self.average_compare = split_names(self.average_compare) or None
 
     def schedule(self) -> Schedule:
         """Return when snapshots are taken and what becomes of them.
@@ -66,6 +80,16 @@ class AverageArguments:
         )
         made.check(lambda name: f"`--average-{name.replace('_', '-')}`")
         return made
+
+    @property
+    def compares_validation(self) -> bool:
+        """Whether rivals of the average are chosen on source-language validation data."""
+        return bool(self.average_compare) and set(self.average_compare) != {LAST}
+
+    @property
+    def compares_oracle(self) -> bool:
+        """Whether target-language validation labels choose a rival of the average."""
+        return TARGET_DEV_ORACLE in (self.average_compare or ())
 
     def describe(self) -> str:
         """Say for a plan what will be averaged."""
@@ -108,6 +132,13 @@ def check_average(arguments: Arguments) -> None:
             f"Take `--average-mode {EMA}`, or leave one of them out."
         )
     _check_evaluation(asked, config)
+    rivals = [name for name in COMPARATORS if name != AVERAGED]
+    unknown = [name for name in asked.average_compare or () if name not in rivals]
+    if unknown:
+        raise ConfigError(
+            f"`--average-compare {unknown[0]}` is not known.{close_match(unknown[0], rivals)} Choose from "
+            f"{', '.join(rivals)}; the average is scored anyway."
+        )
 
 
 def _check_evaluation(asked: AverageArguments, config: object) -> None:

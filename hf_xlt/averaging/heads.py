@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,11 @@ from hf_xlt.averaging.average import REQUIRE_EQUAL, average_checkpoints
 from hf_xlt.averaging.compatibility import read_config
 from hf_xlt.averaging.inputs import Checkpoint, Snapshot, open_checkpoints
 from hf_xlt.averaging.report import AverageReport
+from hf_xlt.averaging.summary import averaged
 from hf_xlt.averaging.tensors import read_tensor
 from hf_xlt.errors import ConfigError
 from hf_xlt.files import sync_folder
+from hf_xlt.record import RECORD_NAME, RunRecord
 
 if TYPE_CHECKING:
     import torch
@@ -64,23 +67,86 @@ def head_parameters(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in body}
 
 
+@dataclass(frozen=True)
+class Head:
+    """A trained head.
+
+    Attributes:
+        tensors: by the names of the model's parameters.
+        labels: class names in index order; None where they are not told.
+        place: where it was read, for messages.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    labels: list[str] | None
+    place: str
+
+
 def head_digest(model: PreTrainedModel) -> str:
     """Return a SHA-256 of the head's names, formats and bits: a frozen head's does not change."""
+    return digest_of(head_parameters(model))
+
+
+def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return a SHA-256 of tensors: their names, formats, shapes and bits."""
     import torch
 
     digest = hashlib.sha256()
-    for name, parameter in sorted(head_parameters(model).items()):
-        bits = parameter.detach().cpu().contiguous().view(torch.uint8).numpy()
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
+    for name, value in sorted(tensors.items()):
+        bits = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(bits)
     return digest.hexdigest()
+
+
+def read_head(place: str | Path) -> Head:
+    """Read the head of a donor.
+
+    Args:
+        place: what `extract_head` wrote, the folder of a fine-tuned model, or of a run; of a run that averages, the
+            head is that of its last (or selected) weights, as in the code of Schmidt et al. (2023).
+
+    Raises:
+        ConfigError: there is no head.
+    """
+    place = Path(place)
+    if place.is_dir():
+        return _head_of_folder(own_weights(place))
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(place, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"`{place}` cannot be read as a head: {error}. Write it with `extract_head`.") from error
+    labels = json.loads(metadata.get("id2label") or "null")
+    return Head(tensors, _plain_labels(labels) if labels else None, str(place))
+
+
+def own_weights(folder: Path) -> Path:
+    """Return where a run's own weights lie: its folder, or that beside them when it saved their average."""
+    if not (folder / RECORD_NAME).is_file():
+        return folder
+    facts = averaged(RunRecord.read(folder).phases)
+    return folder / facts["beside"] if facts else folder
+
+
+def _head_of_folder(folder: Path) -> Head:
+    opened = open_checkpoints([Snapshot(folder)])[0]
+    names = _names_of_head(opened)
+    if not names:
+        raise ConfigError(f"`{folder}` holds a bare encoder without a head; give a fine-tuned model.")
+    labels = (read_config(folder) or {}).get("id2label")
+    tensors = {plain_name(name): read_tensor(opened, name) for name in names}
+    return Head(tensors, _plain_labels(labels) if labels else None, str(folder))
 
 
 def extract_head(checkpoint: str | Path, output: str | Path | None = None) -> Path:
     """Save a checkpoint's head by itself, with its labels.
 
     Args:
-        checkpoint: model or adapter folder of the donor run.
+        checkpoint: model, adapter or run folder of the donor.
         output: the file to write; None is `head.safetensors` in the current folder.
 
     Returns:
@@ -97,16 +163,12 @@ def extract_head(checkpoint: str | Path, output: str | Path | None = None) -> Pa
         raise ConfigError(f"`{output}` exists already; give another file.")
     if not place.is_dir():
         raise ConfigError(f"`{place}` is no folder; give the folder of a fine-tuned model.")
-    opened = open_checkpoints([Snapshot(place)])[0]
-    names = _names_of_head(opened)
-    if not names:
-        raise ConfigError(f"`{place}` holds a bare encoder without a head; give a fine-tuned model.")
-    tensors = {plain_name(name): read_tensor(opened, name) for name in names}
-    config = read_config(place) or {}
-    metadata = {"format": "pt", "id2label": json.dumps(config.get("id2label")), "names": json.dumps(sorted(tensors))}
+    head = read_head(place)
+    labels = dict(enumerate(head.labels)) if head.labels is not None else None
+    metadata = {"format": "pt", "id2label": json.dumps(labels), "names": json.dumps(sorted(head.tensors))}
     part = output.with_name(f".{output.name}.{secrets.token_hex(4)}.part")
     try:
-        save_file(tensors, part, metadata)
+        save_file(dict(head.tensors), part, metadata)
         with open(part, "rb") as file:
             os.fsync(file.fileno())
         os.replace(part, output)
@@ -127,7 +189,7 @@ def load_shared_head(model: PreTrainedModel, path: str | Path, freeze: bool = Tr
 
     Args:
         model: with a head of the same class and size; changed in place.
-        path: what `extract_head` wrote.
+        path: what `extract_head` wrote, or the folder of the donor.
         freeze: keep the head out of training. An optimizer made earlier would go on moving it, by weight decay alone;
             `head_digest` before and after training shows that.
 
@@ -137,29 +199,27 @@ def load_shared_head(model: PreTrainedModel, path: str | Path, freeze: bool = Tr
     Raises:
         ConfigError: names, shapes or labels differ.
     """
-    import torch
-    from safetensors import SafetensorError, safe_open
+    return put_head(model, read_head(path), freeze)
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"`{path}` cannot be read as a head: {error}. Write it with `extract_head`.") from error
-    own = head_parameters(model)
+
+def put_head(model: PreTrainedModel, head: Head, freeze: bool = True) -> list[str]:
+    """Put a head into a model; arguments and errors as `load_shared_head`."""
+    import torch
+
+    tensors, own = head.tensors, head_parameters(model)
     if set(own) != set(tensors):
         raise ConfigError(
-            f"the head in `{path}` has {_listed(tensors)}, and this model's {_listed(own)}. Use the donor's class."
+            f"the head in `{head.place}` has {_listed(tensors)}, and this model's {_listed(own)}. Use the donor's "
+            "class."
         )
     for name, parameter in own.items():
         if parameter.shape != tensors[name].shape:
             raise ConfigError(
-                f"`{name}` has shape {list(tensors[name].shape)} in `{path}` and {list(parameter.shape)} here."
+                f"`{name}` has shape {list(tensors[name].shape)} in `{head.place}` and {list(parameter.shape)} here."
             )
-    labels = json.loads(metadata.get("id2label") or "null")
-    if labels is not None and _plain_labels(labels) != _plain_labels(model.config.id2label):
+    if head.labels is not None and head.labels != _plain_labels(model.config.id2label):
         raise ConfigError(
-            f"the head in `{path}` was trained for the classes {_plain_labels(labels)}, and this model has "
+            f"the head in `{head.place}` was trained for the classes {head.labels}, and this model has "
             f"{_plain_labels(model.config.id2label)}. Give the same `--labels`."
         )
     with torch.no_grad():

@@ -12,6 +12,7 @@ from typing import Any
 
 from hf_xlt.averaging.inputs import Checkpoint
 from hf_xlt.averaging.staging import MANIFEST_NAME
+from hf_xlt.averaging.summary import averaged
 from hf_xlt.environment import versions
 from hf_xlt.errors import ConfigError
 from hf_xlt.files import write_json
@@ -51,10 +52,15 @@ class Input:
     weight: float
     files: tuple[tuple[str, int, str], ...]
 
+    @property
+    def name(self) -> str:
+        """The last part of the path; of a weight file its folder as well, as all of them are called alike."""
+        return f"{self.path.parent.name}/{self.path.name}" if self.path.is_file() else self.path.name
+
     def to_dict(self, shareable: bool) -> dict[str, Any]:
         """Return a JSON form; a shareable one names the last part of the path only."""
         return {
-            "name": self.path.name if shareable else str(self.path),
+            "name": self.name if shareable else str(self.path),
             "run": self.run,
             "step": self.step,
             "weight": self.weight,
@@ -220,13 +226,13 @@ def make_record(report: AverageReport, parents: Parents, command: str) -> RunRec
             "name": "averaging",
             "title": "Run averaging" if several else "Checkpoint averaging",
             "summary": f"The mean of {_counted(len(report.inputs), 'checkpoint')} of "
-            f"{_counted(len(parents.records), 'run')}.",
+            f"{_counted(len(parents.records), 'run')}{_of_means(report, parents)}.",
             "notes": "Which checkpoints and how much each counts stands in `averaging.json`.",
             "paper": PAPER,
         },
         settings={
             "mode": report.mode,
-            "checkpoints": [entry.path.name for entry in report.inputs],
+            "checkpoints": [entry.name for entry in report.inputs],
             "weights": [round(entry.weight, 6) for entry in report.inputs],
             **({"lora_mode": report.lora_mode} if report.lora_mode else {}),
         },
@@ -239,6 +245,14 @@ def make_record(report: AverageReport, parents: Parents, command: str) -> RunRec
         status=TRAINED,
         created=datetime.datetime.now(datetime.UTC).date().isoformat(),
     )
+
+
+def _of_means(report: AverageReport, parents: Parents) -> str:
+    """Say that the inputs are means already, where they are what runs with averaging saved."""
+    facts = [averaged(record.phases) for record in parents.records]
+    if not all(facts) or any(entry.step is not None for entry in report.inputs):
+        return ""
+    return f", each of which is the mean of {' or '.join(sorted({str(f['snapshots']) for f in facts}))} snapshots"
 
 
 def _counted(count: int, noun: str) -> str:

@@ -119,7 +119,13 @@ class DataPlan:
 
 
 def resolve_data(
-    arguments: DataArguments, task: Task, *, needs_validation: bool, scores: bool = True, trains: bool = True
+    arguments: DataArguments,
+    task: Task,
+    *,
+    needs_validation: bool,
+    target_validation: bool = False,
+    scores: bool = True,
+    trains: bool = True,
 ) -> DataPlan:
     """Find every data set that a run needs and check that it is there, has its columns and is not empty.
 
@@ -127,6 +133,7 @@ def resolve_data(
         arguments: what the user asked for.
         task: the task, which names the columns.
         needs_validation: whether a source validation split is used.
+        target_validation: whether one of the target languages is used even where it selects no checkpoint.
         scores: whether test sets are scored.
         trains: whether training sets are read.
 
@@ -147,7 +154,7 @@ def resolve_data(
         sets[TEXT] = finder.find_beside(TEXT, arguments.text_dataset, arguments.text_languages)
     if needs_validation:
         sets[VALIDATION] = finder.find(VALIDATION, dict.fromkeys(languages, source), arguments.validation_split)
-    if arguments.select_on_target_validation:
+    if arguments.select_on_target_validation or target_validation:
         sets[TARGET_VALIDATION] = finder.find(TARGET_VALIDATION, homes, arguments.validation_split)
     if arguments.shots:
         sets[SHOTS] = finder.find(SHOTS, homes, arguments.few_shot_split, limit=arguments.shots)

@@ -26,6 +26,9 @@ ALLOWED = (
     "results.json",
     "results.md",
     "results.png",
+    "comparators.json",
+    "comparators.md",
+    "averaging.json",
     "generalized.json",
     "generalized.md",
     "generalized.png",
@@ -38,6 +41,8 @@ _SEARCHED = (
     RECORD_NAME,
     "results.json",
     "generalized.json",
+    "comparators.json",
+    "averaging.json",
 )
 
 

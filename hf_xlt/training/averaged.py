@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_xlt.averaging.arguments import AverageArguments
 from hf_xlt.averaging.callback import CheckpointAveragingCallback
+from hf_xlt.averaging.snapshots import SnapshotKeeper
 from hf_xlt.averaging.summary import KEY
 
 if TYPE_CHECKING:
@@ -68,8 +69,13 @@ class RunAveraging(CheckpointAveragingCallback):
         }
 
 
-def add_averaging(context: RunContext, trainer: XLTTrainer) -> RunAveraging | None:
+def add_averaging(context: RunContext, trainer: XLTTrainer, folder: Path) -> RunAveraging | None:
     """Let a trainer average, where the run or its strategy asks for it.
+
+    Args:
+        context: what the phase was built from.
+        trainer: of the phase.
+        folder: the run's directory, for snapshots that are scored later.
 
     Raises:
         ConfigError: the settings cannot be used.
@@ -79,7 +85,10 @@ def add_averaging(context: RunContext, trainer: XLTTrainer) -> RunAveraging | No
         settings = AverageArguments(average=True)
     if settings is None or not settings.average:
         return None
-    return RunAveraging(settings).attach(trainer)
+    averaging = RunAveraging(settings).attach(trainer)
+    if settings.average_compare:
+        trainer.add_callback(SnapshotKeeper(averaging, folder))
+    return averaging
 
 
 def put_average(

@@ -257,7 +257,7 @@ def run_phases(
                 )
             break
         trainer = _build(context, phase, own, previous)
-        averaging = add_averaging(context, trainer) if index == len(phases) - 1 else None
+        averaging = add_averaging(context, trainer, folder) if index == len(phases) - 1 else None
         entry = _train(trainer, phase, own, resume)
         if averaging is not None:
             entry |= put_average(averaging, trainer, folder, _save)

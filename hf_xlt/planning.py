@@ -1,0 +1,107 @@
+"""What a run would do, for `--dry-run`: data, labels, updates, cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hf_xlt.arguments import Arguments
+from hf_xlt.data.generalized import choose_pair_sets
+from hf_xlt.data.roles import SHOTS, TRAINING, DataPlan
+
+
+def describe_plan(arguments: Arguments, plan: DataPlan, selection: dict[str, Any]) -> str:
+    """Say what would be run: data, labels, updates, cost."""
+    config, strategy = arguments.config, arguments.strategy
+    lines = [f"Strategy   {strategy.name}: {strategy.summary}", f"Model      {arguments.model.model}"]
+    if arguments.peft.peft:
+        lines += _planned_adapter(arguments, plan)
+    for role, entries in plan.sets.items():
+        for entry in entries:
+            lines.append(
+                f"Data       {role:<18} {entry.language:<8} {entry.split:<12} {entry.size:>9,}  {entry.source.name}"
+            )
+    _, inventory = plan.read_training()
+    if inventory is not None:
+        lines.append(f"Labels     {len(inventory)}: {', '.join(inventory.names)}")
+    lines.append(f"Selection  {selection['protocol']}" + (f" by {selection['metric']}" if selection["metric"] else ""))
+    updates = planned_updates(arguments, plan)
+    phases = strategy.phases(config) if strategy.phases else []
+    if phases:
+        counted = (f"{phase.name} {updates if phase.updates is None else phase.updates:,}" for phase in phases)
+        lines.append(f"Phases     {', '.join(counted)}")
+    joint = len(plan.of_role(SHOTS)) if arguments.data.few_shot_mode == "joint" else 0
+    if arguments.average.average:
+        lines.append(f"Average    {arguments.average.describe()}")
+        rivals = arguments.average.average_compare
+        if rivals:
+            count = planned_snapshots(arguments, plan)
+            lines.append(f"Compared   with {', '.join(rivals)}; about {count} snapshots stay until they are scored")
+    cost = strategy.cost(config) * (1 + joint)
+    batches = f" and as many of each of {joint} target languages" if joint else ""
+    lines.append(f"Updates    {updates:,}, each of {_global_batch(config):,} source examples{batches}")
+    lines.append(f"Cost       {cost:.2f} plain steps per update, {cost * updates:,.0f} plain steps in all")
+    if arguments.peft.peft:
+        lines.append("           in steps that train all weights; with these frozen a plain step, and an ascent step")
+        lines.append("           as well, costs about 2/3 of one")
+    if arguments.data.generalized:
+        count = len(choose_pair_sets(plan, arguments.data))
+        lines.append(f"Also       {count * count:,} ordered pairs of {count} languages are scored (--generalized)")
+    lines.append(f"Output     {config.output_dir}")
+    lines += [f"Note       {note}" for note in plan.notes]
+    return "\n".join([*lines, "Nothing was run (--dry-run)."])
+
+
+def _global_batch(config: Any) -> int:
+    return config.per_device_train_batch_size * config.gradient_accumulation_steps * config.world_size
+
+
+def planned_updates(arguments: Arguments, plan: DataPlan) -> int:
+    """Return the number of updates of one phase, as the Trainer counts them."""
+    from hf_xlt.preparation import count_updates
+
+    config, data = arguments.config, arguments.data
+    augmentation = arguments.strategy.augmentation(config)
+    copies = augmentation.copies if augmentation else 1
+    examples = sum(entry.size for entry in plan.of_role(TRAINING)) * copies
+    if data.shots and data.few_shot_mode == "concat":
+        examples += sum(entry.size for entry in plan.of_role(SHOTS))
+    return count_updates(config, examples)
+
+
+def planned_snapshots(arguments: Arguments, plan: DataPlan) -> int:
+    """Return how many snapshots stay on the disk until they are scored."""
+    asked = arguments.average
+    if not asked.average_compare:
+        return 0
+    schedule = asked.schedule()
+    if isinstance(schedule.every, str):
+        # Epochs and regular saves are known only with the length of the loader; two a epoch are many.
+        return 2 * max(round(arguments.config.num_train_epochs), 1)
+    return len(schedule.steps(planned_updates(arguments, plan)))
+
+
+def of_adapter(model: dict[str, Any]) -> str:
+    """Return what the record's model says of adapters, to be put behind the number of its parameters."""
+    if "adapter" not in model:
+        return ""
+    adapter = model["adapter"]
+    count = adapter["trainable_parameters"]
+    return f"; LoRA of rank {adapter['rank']} trains {count:,}, {count / model['parameters']:.2%}"
+
+
+def _planned_adapter(arguments: Arguments, plan: DataPlan) -> list[str]:
+    """Return the plan's lines on adapters, counted on a model without weights; none without `--peft`."""
+    import torch
+
+    from hf_xlt.adapters import describe, merged_size
+    from hf_xlt.preparation import adapt, find_model
+
+    _, inventory = plan.read_training()
+    with torch.device("meta"):
+        model = adapt(find_model(arguments).load_random(plan.task, inventory), arguments, plan.task)
+    facts = {"parameters": merged_size(model), "adapter": describe(model)}
+    return [
+        f"Parameters {facts['parameters']:,}{of_adapter(facts)}",
+        f"Adapters   on {', '.join(facts['adapter']['target_modules'])}; trained in full: "
+        f"{', '.join(facts['adapter']['modules_to_save'])}",
+    ]

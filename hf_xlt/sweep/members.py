@@ -1,0 +1,129 @@
+"""Which runs a sweep consists of, and the command line of each."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+
+from hf_xlt.arguments import Arguments
+from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.parsing import as_tokens, build_parser, read_yaml
+from hf_xlt.randomness import permutation
+from hf_xlt.sweep.arguments import OWN_DONOR, SweepArguments
+
+DONOR = "donor"
+# What a sweep decides for its runs.
+_TAKEN = ("output_dir", "seed", "resume", "overwrite", "dry_run", "config")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a sweep.
+
+    Attributes:
+        name: of its folder.
+        seed: its `--seed`.
+        settings: what was varied, by field name.
+        tokens: its arguments, without folder, seed and head.
+    """
+
+    name: str
+    seed: int
+    settings: dict[str, str]
+    tokens: tuple[str, ...]
+
+    def describe(self) -> str:
+        """Say what sets it apart."""
+        varied = "".join(f", {name} {value}" for name, value in self.settings.items())
+        return f"seed {self.seed}{varied}"
+
+
+def plan_members(arguments: Arguments, argv: Sequence[str]) -> list[Member]:
+    """Return the runs of a sweep, the donor of the shared head first where one is trained.
+
+    Args:
+        arguments: parsed.
+        argv: the same as typed; a YAML file's settings are written out, so that each run's record holds them.
+
+    Raises:
+        ConfigError: `--vary` names no setting, one that a sweep decides, or too few combinations.
+    """
+    asked, first = arguments.sweep, arguments.config.seed
+    grid = _grid(arguments)
+    taken = {*_TAKEN, *(entry.name for entry in fields(SweepArguments))}
+    shared = tuple(_without(_written_out(arguments, argv, taken), taken))
+    drawn = _draw(grid, asked.seeds, first)
+    members = []
+    for number in range(asked.seeds):
+        settings = drawn[number] if drawn else {}
+        tokens = (*_without(shared, set(settings)), *as_tokens(settings))
+        members.append(Member(f"run-{number + 1}", first + number, settings, tokens))
+    if asked.share_head == OWN_DONOR:
+        members.insert(0, Member(DONOR, first, {}, shared))
+    return members
+
+
+def _written_out(arguments: Arguments, argv: Sequence[str], taken: set[str]) -> list[str]:
+    if not arguments.run.config:
+        return list(argv)
+    settings = read_yaml(arguments.run.config)
+    named = {_field(token) for token in argv if token.startswith("--")}
+    kept = {key: value for key, value in settings.items() if key.replace("-", "_") not in named | taken}
+    return [*as_tokens(kept), *argv]
+
+
+def _field(token: str) -> str:
+    return token[2:].split("=")[0].replace("-", "_")
+
+
+def _without(tokens: Iterable[str], names: set[str]) -> list[str]:
+    """Leave out flags with their values."""
+    kept, skipping = [], False
+    for token in tokens:
+        if token.startswith("--"):
+            skipping = _field(token) in names
+        if not skipping:
+            kept.append(token)
+    return kept
+
+
+def _grid(arguments: Arguments) -> dict[str, list[str]]:
+    """Read `--vary NAME=VALUE,VALUE`.
+
+    Raises:
+        ConfigError: it is none, or names nothing that can be varied.
+    """
+    parser = build_parser(arguments.strategy)
+    known = {option.lstrip("-"): action.dest for option, action in parser._option_string_actions.items()}
+    barred = {*_TAKEN, "strategy", "threads", "traceback", *(entry.name for entry in fields(SweepArguments))}
+    grid: dict[str, list[str]] = {}
+    for entry in arguments.sweep.vary or ():
+        name, equals, text = entry.partition("=")
+        values = [value.strip() for value in text.split(",") if value.strip()]
+        if not equals or not values:
+            raise ConfigError(f"`--vary {entry}` is not `NAME=VALUE,VALUE`, such as learning_rate=1e-5,3e-5.")
+        if name not in known:
+            raise ConfigError(f"`--vary {entry}` names no setting.{close_match(name, known)}")
+        if known[name] in barred:
+            raise ConfigError(f"`--vary {entry}`: the runs of a sweep cannot differ in `{name}`.")
+        if known[name] in grid:
+            raise ConfigError(f"`--vary {name}=...` is given twice; list all values once.")
+        grid[known[name]] = list(dict.fromkeys(values))
+    return grid
+
+
+def _draw(grid: dict[str, list[str]], count: int, seed: int) -> list[dict[str, str]]:
+    """Draw distinct combinations (spec 1.6).
+
+    Raises:
+        ConfigError: there are fewer than runs.
+    """
+    if not grid:
+        return []
+    combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    if len(combinations) < count:
+        raise ConfigError(
+            f"`--vary` gives {len(combinations)} different settings for {count} runs; add values, or lower `--seeds`."
+        )
+    return [combinations[index] for index in permutation(len(combinations), "sweep", seed)[:count]]
