@@ -52,6 +52,7 @@ benchmarks: $(STAMP)  ## cost of a step against the arithmetic
 
 examples: $(STAMP)  ## a few updates of every example
 	for file in examples/*.yaml; do $(BIN)/hf-xlt run --config $$file --max-steps 2 --no-floor --output-dir runs/examples/$$(basename $$file .yaml) --overwrite || exit 1; done
+	rm -rf runs/few-shot && PATH=$(abspath $(BIN)):$$PATH examples/few_shot/run.sh --max-steps 2
 
 build: $(STAMP)  ## source distribution and wheel, in dist/
 	rm -rf build dist *.egg-info
