@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_xlt.arguments import Arguments
-from hf_xlt.averaging.summary import averaged, describe
+from hf_xlt.averaging.summary import averaged, describe, is_oracle
 from hf_xlt.data.generalized import choose_pair_sets, join_pairs
 from hf_xlt.data.roles import TRAINING, DataPlan, resolve_data
 from hf_xlt.errors import ConfigError, Interrupted, reports_errors
@@ -302,7 +302,7 @@ class Run:
         say("\n" + plain(results.table(beside)) + "\n")
         for line in results.summary_lines(beside):
             say(f"  {line}")
-        if record.selection.get("oracle"):
+        if is_oracle(record.selection, record.phases):
             say("  Oracle: target-language validation labels chose the checkpoint; this is not zero-shot transfer.")
         if record.generalized_scores:
             say("\n" + record.generalized_scores.describe())

@@ -82,6 +82,7 @@ def _describe(record: RunRecord, repo_id: str | None) -> dict[str, Any]:
         "metadata": build(record, repo_id).to_yaml(line_break="\n"),
         "title": model_name(record, repo_id),
         "introduction": _introduction(record),
+        "is_oracle": _is_oracle(record),
         "results": _results(record),
         "comparators": _comparators(record),
         "generalized": _generalized(record),
@@ -127,6 +128,10 @@ def _introduction(record: RunRecord) -> str:
 
 def _names(record: RunRecord, role: str) -> list[str]:
     return [language["name"] for language in record.languages.get(role, [])]
+
+
+def _is_oracle(record: RunRecord) -> bool:
+    return summary.is_oracle(record.selection, record.phases)
 
 
 def _shots(record: RunRecord) -> str:
@@ -310,7 +315,7 @@ def _limits(record: RunRecord) -> list[str]:
     scores = record.scores
     if record.demo:
         limits.append("This is a demonstration on a toy task: its numbers say nothing about any other task.")
-    if record.selection.get("oracle"):
+    if _is_oracle(record):
         limits.append("Target-language labels chose the checkpoint, so the target scores are oracle figures.")
     if scores is None:
         return [*limits, "The model was not scored: nothing is known about its quality in any language."]

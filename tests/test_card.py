@@ -320,3 +320,16 @@ def test_command_refuses_what_it_cannot_use(tmp_path):
     (run / "README.md").write_text("no header, /home/me/model\n")
     with pytest.raises(ConfigError, match="metadata is missing.*local path"):
         run_command("card", str(run), "--check")
+
+
+def test_an_average_is_not_what_target_labels_chose():
+    facts = {"mode": "uniform", "every": 0.1, "snapshots": 2, "steps": [1, 2], "beside": "best"}
+    record = make_oracle_record()
+    record.phases = [{"name": "train", "updates": 2, "averaging": facts}]
+    text = render(record)
+    assert "Oracle selection" not in text and "oracle figures" not in text
+    # Validation labels were read all the same, and that is told.
+    assert "the one chosen on target-language validation (oracle) is another model" in text
+    assert "no labelled example" not in text
+    record.phases[0]["averaging"]["snapshots"] = 0
+    assert "> **Oracle selection: not zero-shot transfer.**" in render(record)

@@ -174,8 +174,11 @@ def test_unfinished_runs_are_refused_even_with_force(api, tmp_path, status):
 def test_unscored_runs_and_demos_need_force(hub, api, tmp_path):
     unscored = make_run(tmp_path / "unscored", make_record(status=TRAINED, results=None))
     demo = make_run(tmp_path / "demo", make_demo_record())
-    with pytest.raises(ConfigError, match="not scored.*--force"):
+    average = make_run(tmp_path / "average", make_record(status=TRAINED, results=None, parents=[{"seeds": {}}]))
+    with pytest.raises(ConfigError, match="not scored.*hf-xlt run.*--resume.*--force"):
         push(unscored, REPO, api=api)
+    with pytest.raises(ConfigError, match="not scored.*hf-xlt evaluate .*average.*--force"):
+        push(average, REPO, api=api)
     with pytest.raises(ConfigError, match="demonstration.*--force"):
         push(demo, REPO, api=api)
     assert hub.log == []

@@ -20,6 +20,12 @@ def averaged(phases: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return phases[-1].get(KEY) if phases else None
 
 
+def is_oracle(selection: dict[str, Any], phases: Sequence[dict[str, Any]]) -> bool:
+    """Say whether target-language labels chose the model that was saved: of an average they chose nothing."""
+    facts = averaged(phases)
+    return bool(selection.get("oracle")) and not (facts and facts["snapshots"])
+
+
 def mode_words(mode: str, last_k: int | None = None, ema_decay: float | None = None) -> str:
     """Name a mean, such as `uniform mean of the last 5 snapshots`."""
     if ema_decay is not None:

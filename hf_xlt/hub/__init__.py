@@ -181,9 +181,14 @@ def _check_run(task: _Push) -> RunRecord:
             "with `--resume`, then push."
         )
     if record.status == TRAINED and not task.force:
+        how = (
+            f"Score it with `hf-xlt evaluate {task.folder} --dataset ...`"
+            if record.parents
+            else "Repeat its `hf-xlt run` command with `--resume`"
+        )
         raise ConfigError(
-            f"the model in `{task.folder}` was not scored, so its card would show no results. Repeat its `hf-xlt run` "
-            "command with `--resume`, or push it all the same with `--force`."
+            f"the model in `{task.folder}` was not scored, so its card would show no results. {how}, or push it all "
+            "the same with `--force`."
         )
     if record.demo and not task.force:
         raise ConfigError(

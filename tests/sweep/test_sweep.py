@@ -207,3 +207,21 @@ def test_adapters_leave_a_shared_head_alone(finished, world, tmp_path):
     state = weights(tmp_path / "lora")
     assert all(torch.equal(state[name], donor[name]) for name in HEAD)
     assert "classifier" not in " ".join(load_file(tmp_path / "lora" / "adapter" / "adapter_model.safetensors"))
+
+
+def test_scoring_an_average_completes_its_record(finished, world, tmp_path, capsys):
+    files = [str(finished / run / "model.safetensors") for run in ("run-1", "run-2")]
+    assert main(["average", *files, "-o", str(tmp_path / "mean")]) == 0
+    assert RunRecord.read(tmp_path / "mean").status == "trained"
+    data = ["--dataset", str(world / "data" / "{split}.{lang}.jsonl"), "--target-languages", "de,zh"]
+    assert main(["evaluate", str(tmp_path / "mean"), *data]) == 0
+    capsys.readouterr()
+    record = RunRecord.read(tmp_path / "mean")
+    assert record.status == "finished" and [score.language for score in record.scores.scores] == ["en", "de", "zh"]
+    assert [language["code"] for language in record.languages["target"]] == ["de", "zh"]
+    assert set(record.data["target"]["fingerprints"]) == {"de", "zh"}
+    card = (tmp_path / "mean" / "README.md").read_text()
+    assert not check(card) and "| Chinese | zh |" in card and "Swahili" not in card
+    # Scored again, it is like any other run: its own figures stay.
+    assert main(["evaluate", str(tmp_path / "mean"), *data]) == 0
+    assert (tmp_path / "mean" / "evaluations").is_dir()
