@@ -17,7 +17,7 @@ from hf_xlt.tasks import Encoding, Task
 from hf_xlt.training.languages import language_metrics
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import EvalPrediction, PreTrainedTokenizerBase
 
     from hf_xlt.training.trainer import XLTTrainer
 
@@ -74,7 +74,13 @@ def read_tests(
     }
 
 
-def score(trainer: XLTTrainer, datasets: Mapping[str, Any], task: Task, source_languages: tuple[str, ...]) -> Results:
+def score(
+    trainer: XLTTrainer,
+    datasets: Mapping[str, Any],
+    task: Task,
+    source_languages: tuple[str, ...],
+    keep_items: Callable[[str, EvalPrediction], None] | None = None,
+) -> Results:
     """Score a trainer's model on test sets by language.
 
     Args:
@@ -82,6 +88,7 @@ def score(trainer: XLTTrainer, datasets: Mapping[str, Any], task: Task, source_l
         datasets: features by language; none empty.
         task: what they are scored on.
         source_languages: which of them are source languages.
+        keep_items: called with each language and its predictions.
 
     Returns:
         The scores, source languages first.
@@ -90,6 +97,9 @@ def score(trainer: XLTTrainer, datasets: Mapping[str, Any], task: Task, source_l
     # Closes the progress bar, and tells callbacks that this was no evaluation to select by.
     trainer.callback_handler.on_predict(trainer.args, trainer.state, trainer.control, {})
     config = trainer.bare_model().config
+    for language, prediction in predictions.items():
+        if keep_items is not None:
+            keep_items(language, prediction)
     scores = [
         LanguageScore(
             language,

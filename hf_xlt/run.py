@@ -197,6 +197,7 @@ class Run:
     def _score(self, trainer: Any, prepared: Any) -> tuple[dict[str, Any], Results, GeneralizedResults | None]:
         from hf_xlt.evaluation import read_tests, score
         from hf_xlt.generalized import score_generalized
+        from hf_xlt.items import ItemScores
 
         tokenizer, inventory, pairs = prepared.context.tokenizer, prepared.inventory, None
         try:
@@ -208,7 +209,10 @@ class Run:
                 f"{error} The model is trained and saved in `{self.folder}`; mend the test data and repeat the "
                 "command with `--resume`, which only scores."
             ) from error
-        results = score(trainer, tests, self.plan.task, self.plan.source_languages)
+        items = ItemScores(self.plan.task, prepared.inventory)
+        results = score(trainer, tests, self.plan.task, self.plan.source_languages, items.add)
+        if is_first_process():
+            items.write(self.folder)
         if pairs is None:
             return tests, results, None
         encoding = Encoding(tokenizer, {}, inventory, prepared.max_length, "")

@@ -16,6 +16,7 @@ from hf_xlt.evaluation import RESULTS_NAME, longest_input, read_tests, score, wr
 from hf_xlt.files import write_text
 from hf_xlt.generalized import replace_generalized, score_generalized
 from hf_xlt.generalized_results import GeneralizedResults
+from hf_xlt.items import ItemScores
 from hf_xlt.models import ModelSource
 from hf_xlt.record import FINISHED, RECORD_NAME, RunRecord
 from hf_xlt.results import Results
@@ -91,10 +92,11 @@ def evaluate_model(
     encoding = Encoding(tokenizer, {}, inventory, max_length, "")
     with tempfile.TemporaryDirectory() as scratch:
         trainer = scoring_trainer(loaded, tokenizer, task, inventory, scratch, batch_size)
-        results = score(trainer, tests, plan.task, plan.source_languages)
+        items = ItemScores(plan.task, inventory)
+        results = score(trainer, tests, plan.task, plan.source_languages, items.add)
         generalized = score_generalized(trainer, pairs, plan.task, encoding, results, progress) if pairs else None
     folder.mkdir(parents=True, exist_ok=True)
-    written = write_results(folder, results) + replace_generalized(folder, generalized)
+    written = write_results(folder, results) + [items.write(folder)] + replace_generalized(folder, generalized)
     if _is_unscored_average(record) and folder == Path(model):
         written += _complete(record, plan, results, generalized, folder)
     return Evaluation(results, generalized, folder, written, plan.notes)

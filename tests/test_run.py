@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from item_checks import assert_items
 from tiny import CLASSES, make_rows, save_encoder, write_data, write_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -49,6 +50,7 @@ def test_a_run_ends_with_a_table_and_a_directory_that_anyone_can_load(go):
     names = {path.name for path in folder.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "xlt_run.json", "results.json", "README.md"} <= names
     assert not {"training_args.bin", "optimizer.pt"} & names
+    assert_items(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     assert model.config.id2label == dict(enumerate(CLASSES)) and model.dtype == torch.float32
     assert AutoTokenizer.from_pretrained(folder)("w1 w2")["input_ids"][0] == 2

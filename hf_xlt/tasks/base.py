@@ -16,6 +16,7 @@ from hf_xlt.data.labels import LabelInventory
 from hf_xlt.errors import ConfigError, close_match
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
@@ -74,6 +75,8 @@ class Task:
         collator: builds the collator from a tokenizer.
         compute_metrics: builds the scoring function from the inventory. Its argument's `inputs` are the features of
             one language, in the order of the predictions.
+        item_scores: builds, from the inventory, what gives each example's share of the main metric: (N, 2) numerators
+            and denominators, whose sums' ratio is the metric. Examples stand in the order of the data.
         class_column: the column to stratify few shots by, or None.
         max_length: longest input in tokens where the user sets none.
         count_examples: number of examples that features stand for.
@@ -89,6 +92,7 @@ class Task:
     encode: Callable[[Dataset, Encoding], Dataset]
     collator: Callable[[PreTrainedTokenizerBase], Any]
     compute_metrics: Callable[[LabelInventory | None], Callable[[EvalPrediction], dict[str, float]]]
+    item_scores: Callable[[LabelInventory | None], Callable[[EvalPrediction], np.ndarray]]
     class_column: str | None = None
     max_length: int = 128
     count_examples: Callable[[Any], int] = len

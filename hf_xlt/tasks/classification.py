@@ -64,6 +64,15 @@ def _class_metrics(inventory: LabelInventory | None) -> Callable[[EvalPrediction
     return compute
 
 
+def _right_or_wrong(inventory: LabelInventory | None) -> Callable[[EvalPrediction], np.ndarray]:
+    def items(prediction: EvalPrediction) -> np.ndarray:
+        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+        right = np.argmax(logits, axis=-1) == prediction.label_ids
+        return np.stack([right, np.ones_like(right)], axis=-1).astype(np.float32)
+
+    return items
+
+
 TEXT_CLASSIFICATION = Task(
     name="text-classification",
     pipeline_tag="text-classification",
@@ -78,5 +87,6 @@ TEXT_CLASSIFICATION = Task(
     encode=encode_texts,
     collator=_padding_collator,
     compute_metrics=_class_metrics,
+    item_scores=_right_or_wrong,
     class_column="label",
 )

@@ -219,20 +219,31 @@ def _collate(tokenizer: PreTrainedTokenizerBase, features: list[Mapping[str, Any
     return DataCollatorWithPadding(tokenizer)([{name: entry[name] for name in names} for entry in features])
 
 
+def _best_answers(prediction: EvalPrediction) -> tuple[list[str], list[list[str]], list[str]]:
+    """Return per question the best answer, the gold answers, and the language."""
+    features = prediction.inputs
+    gold = [texts for texts in features[GOLD][:] if texts is not None]
+    languages = [language for language in features[LANGUAGE][:] if language is not None]
+    # Only data that have questions without an answer ask for that answer.
+    found = find_answers(
+        *prediction.predictions[:2], features, n_best=1, with_no_answer=any(NO_ANSWER in texts for texts in gold)
+    )
+    return [answers[0].text for answers in found], gold, languages
+
+
 def _answer_metrics(inventory: LabelInventory | None) -> Callable[[EvalPrediction], dict[str, float]]:
     """Build the scores of the best answers."""
+    return lambda prediction: score_answers(*_best_answers(prediction))
 
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        features = prediction.inputs
-        gold = [texts for texts in features[GOLD][:] if texts is not None]
-        languages = [language for language in features[LANGUAGE][:] if language is not None]
-        # Only data that have questions without an answer ask for that answer.
-        found = find_answers(
-            *prediction.predictions[:2], features, n_best=1, with_no_answer=any(NO_ANSWER in texts for texts in gold)
-        )
-        return score_answers([answers[0].text for answers in found], gold, languages)
 
-    return compute
+def _item_scores(inventory: LabelInventory | None) -> Callable[[EvalPrediction], np.ndarray]:
+    """Build the F1 of each question's best answer."""
+
+    def items(prediction: EvalPrediction) -> np.ndarray:
+        scores = [score_answers([a], [g], [code])["f1"] for a, g, code in zip(*_best_answers(prediction), strict=True)]
+        return np.stack([scores, np.ones(len(scores))], axis=-1).astype(np.float32)
+
+    return items
 
 
 QUESTION_ANSWERING = Task(
@@ -249,6 +260,7 @@ QUESTION_ANSWERING = Task(
     encode=encode_questions,
     collator=_collator,
     compute_metrics=_answer_metrics,
+    item_scores=_item_scores,
     max_length=384,
     count_examples=lambda features: len(set(features[EXAMPLE][:])),
 )

@@ -15,7 +15,7 @@ import numpy as np
 from hf_xlt.data.labels import LabelInventory, find_inventory
 from hf_xlt.errors import ConfigError
 from hf_xlt.tasks.base import Column, Encoding, Task, encode_rows
-from hf_xlt.tasks.spans import OUTSIDE, is_iob2, span_scores
+from hf_xlt.tasks.spans import OUTSIDE, is_iob2, span_scores, spans_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -161,6 +161,24 @@ def _tag_metrics(inventory: LabelInventory | None) -> Callable[[EvalPrediction],
     return spans if is_iob2(inventory.names) else tags
 
 
+def _item_scores(inventory: LabelInventory | None) -> Callable[[EvalPrediction], np.ndarray]:
+    """Count per sentence: right tags of all tags, or twice the matching spans of all gold and predicted ones."""
+
+    def tags(prediction: EvalPrediction) -> np.ndarray:
+        sides = zip(*tags_per_sentence(prediction), strict=True)
+        return np.array([(np.sum(gold == chosen), len(gold)) for gold, chosen in sides], dtype=np.float32)
+
+    def spans(prediction: EvalPrediction) -> np.ndarray:
+        names = np.array([*inventory.names, OUTSIDE], dtype=object)
+        counts = []
+        for gold, chosen in zip(*tags_per_sentence(prediction), strict=True):
+            right, found = spans_of(names[gold]), spans_of(names[chosen])
+            counts.append((2 * len(right & found), len(right) + len(found)))
+        return np.array(counts, dtype=np.float32)
+
+    return spans if is_iob2(inventory.names) else tags
+
+
 def _with_labels(task: Task, inventory: LabelInventory) -> Task:
     if is_iob2(inventory.names):
         return dataclasses.replace(task, metrics=("f1", "precision", "recall", "accuracy"))
@@ -180,6 +198,7 @@ TOKEN_CLASSIFICATION = Task(
     encode=encode_words,
     collator=_collator,
     compute_metrics=_tag_metrics,
+    item_scores=_item_scores,
     count_examples=lambda features: len(set(features[SENTENCE][:])),
     with_labels=_with_labels,
 )

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from item_checks import assert_items
 from safetensors.torch import load_file
 from tiny import make_config, make_tokenizer, save_encoder, write_rows
 from transformers import BertForQuestionAnswering, set_seed
@@ -68,6 +69,7 @@ def results(folder):
 
 def test_a_run_learns_to_answer_and_evaluate_repeats_its_scores(go, tmp_path):
     out = go(f"--max-steps 40 --window-overlap 3 {SELECTING}")
+    assert_items(out)
     scores, record = results(out), RunRecord.read(out)
     assert {language: entry["examples"] for language, entry in scores.items()} == {"en": 20, "de": 21, "zh": 22}
     assert scores["en"]["metrics"]["f1"] > 0.9 and scores["de"]["metrics"]["squad_exact_match"] > 0.9

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
+from item_checks import assert_items
 from sklearn.metrics import f1_score
 from tiny import make_tokenizer, save_encoder, write_rows
 from transformers import EvalPrediction
@@ -177,6 +178,8 @@ def test_a_run_scores_all_words_of_every_language(tmp_path, capsys, strategy):
     again = json.loads((tmp_path / "again" / "results.json").read_text())
     assert again["languages"]["de"]["metrics"]["accuracy"] == results["languages"]["de"]["metrics"]["accuracy"]
     assert "AutoModelForTokenClassification" in (out / "README.md").read_text()
+    assert_items(out)
+    assert_items(tmp_path / "again")
 
 
 def test_a_run_on_iob2_tags_is_selected_and_scored_by_span_f1(tmp_path):
@@ -190,6 +193,7 @@ def test_a_run_on_iob2_tags_is_selected_and_scored_by_span_f1(tmp_path):
     record = json.loads((out / "xlt_run.json").read_text())
     assert results["metric"] == "f1" and record["selection"]["metric"] == "avg_f1"
     assert results["languages"]["de"]["metrics"]["f1"] > 0.5
+    assert_items(out)
 
 
 def test_a_column_of_another_task_is_refused(tmp_path, capsys):

@@ -1,0 +1,1 @@
+"""Comparing finished runs: means over seeds, paired differences, and whether they are more than noise."""
