@@ -11,6 +11,7 @@ from hf_xlt import __version__
 from hf_xlt.cli import (
     average,
     card,
+    compare,
     evaluate,
     lang_stats,
     make_pairs,
@@ -52,6 +53,7 @@ COMMANDS = (
     run,
     evaluate,
     average,
+    compare,
     retrieve,
     pretrain,
     train_tokenizer,

@@ -1,0 +1,45 @@
+"""`hf-xlt compare`: many runs in one table, with paired differences and what they are worth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command("compare")
+    def compare(
+        runs: list[str] = typer.Argument(
+            ..., metavar="RUN|DIR...", help="Finished runs, or folders with runs in them."
+        ),
+        baseline: str = typer.Option(
+            None, help="Condition that the others are compared with, or how its name begins. Default: finetune."
+        ),
+        output_dir: str = typer.Option(
+            None, "--output-dir", "-o", help="Folder for comparison.md, .json, .csv, .html and, with matplotlib, .png."
+        ),
+        as_json: bool = typer.Option(False, "--json", help="Print one JSON document instead of tables."),
+    ) -> None:
+        """Compare finished runs: mean and spread over seeds, paired differences, intervals and tests."""
+        from hf_xlt.comparing.comparison import compare_runs
+        from hf_xlt.comparing.report import write_comparison
+        from hf_xlt.results import plain
+
+        comparison = compare_runs(runs, baseline)
+        written = write_comparison(comparison, Path(output_dir)) if output_dir else []
+        if as_json:
+            print(json.dumps(comparison.to_dict(), ensure_ascii=False))
+            return
+        print(comparison.heading() + "\n")
+        print(plain(comparison.summary_table(), left=1) + "\n")
+        print(plain(comparison.language_table(), left=3))
+        for note in comparison.notes:
+            print(f"\nNote: {note}")
+        if written:
+            print(f"\nSaved in {output_dir}: {', '.join(written)}.")
+        else:
+            print("\n`-o FOLDER` writes this as Markdown, JSON, CSV, a plot, and an HTML file to mail.")

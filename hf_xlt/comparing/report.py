@@ -1,0 +1,171 @@
+"""A comparison as Markdown, JSON, CSV, plot, and one HTML file that can be mailed."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from hf_xlt.comparing.comparison import Comparison
+from hf_xlt.files import write_json, write_text
+from hf_xlt.results import markdown
+
+MARKDOWN_NAME, JSON_NAME, CSV_NAME = "comparison.md", "comparison.json", "comparison.csv"
+PLOT_NAME, HTML_NAME = "comparison.png", "comparison.html"
+METHOD = (
+    "Runs are paired by seed. The interval is a percentile bootstrap that draws pairs of runs and, where runs kept "
+    "their item scores, test items, both with replacement. p (runs) is the exact two-sided sign-flip test over pairs "
+    "of runs; p (items) the randomisation test that exchanges two systems item by item; languages with equally many "
+    "items are drawn together. p (Holm) adjusts p (items), or p (runs) where there are no items, for all conditions. A "
+    "difference is called better or worse only when the interval leaves out 0 and the adjusted p is below 5 %."
+)
+_WIDTH, _LABELS, _ROW = 900, 380, 34
+_GREY, _BLUE, _ORANGE = "#8a8a8a", "#1f77b4", "#d62728"
+
+
+def describe(comparison: Comparison) -> str:
+    """Return the comparison as Markdown."""
+    parts = [comparison.heading(), markdown(comparison.summary_table(), left=1)]
+    parts.append(markdown(comparison.language_table(), left=3))
+    if comparison.notes:
+        parts.append("\n".join(f"- {note[0].upper()}{note[1:]}" for note in comparison.notes))
+    return "\n\n".join([*parts, METHOD]) + "\n"
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> list[str]:
+    """Write all forms of a comparison; earlier ones are replaced.
+
+    Returns:
+        Names of the files written; the plot is left out where matplotlib is not installed.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / MARKDOWN_NAME, describe(comparison))
+    write_json(folder / JSON_NAME, {**comparison.to_dict(), "method": METHOD})
+    write_text(folder / CSV_NAME, as_csv(comparison))
+    write_text(folder / HTML_NAME, as_html(comparison))
+    drawn = [PLOT_NAME] if plot(folder / PLOT_NAME, comparison) else []
+    return [MARKDOWN_NAME, JSON_NAME, CSV_NAME, HTML_NAME, *drawn]
+
+
+def as_csv(comparison: Comparison) -> str:
+    """Return one line per condition, seed and language: the main metric as a fraction."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["condition", "seed", "language", "role", comparison.metric])
+    for name, languages in comparison.conditions.items():
+        for code, spread in languages.items():
+            for seed, value in zip(comparison.seeds[name], spread.values, strict=True):
+                writer.writerow([name, "" if seed is None else seed, code, comparison.roles[code], repr(value)])
+    return text.getvalue()
+
+
+def as_html(comparison: Comparison) -> str:
+    """Return one HTML page without anything outside it."""
+    import jinja2
+
+    from hf_xlt import __version__
+
+    loader = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template("report.html.jinja").render(
+        title="Comparison of runs",
+        heading=comparison.heading().replace("`", ""),
+        summary=comparison.summary_table(),
+        languages=comparison.language_table(),
+        baseline=comparison.baseline,
+        plot=_figure(comparison),
+        notes=[note.replace("`", "") for note in comparison.notes],
+        method=METHOD,
+        version=__version__,
+        table=_html_table,
+    )
+
+
+def _html_table(rows: list[list[str]], caption: str) -> Any:
+    import markupsafe
+
+    cell = markupsafe.Markup("<td>{}</td>").format
+    head = markupsafe.Markup("").join(markupsafe.Markup('<th scope="col">{}</th>').format(name) for name in rows[0])
+    body = markupsafe.Markup("\n").join(
+        markupsafe.Markup("<tr>{}</tr>").format(markupsafe.Markup("").join(map(cell, row))) for row in rows[1:]
+    )
+    whole = '<table aria-label="{}">\n<thead><tr>{}</tr></thead>\n<tbody>\n{}\n</tbody>\n</table>'
+    return markupsafe.Markup(whole).format(caption, head, body)
+
+
+def _figure(comparison: Comparison) -> dict[str, Any] | None:
+    """Return where everything stands in the drawing of the differences."""
+    gaps = comparison.differences
+    if not gaps:
+        return None
+    ends = [0.0, *(100 * value for gap in gaps.values() for value in (*gap.interval, gap.mean))]
+    low, high = min(ends), max(ends)
+    margin = 0.08 * (high - low) or 1.0
+    low, high = low - margin, high + margin
+
+    def place(value: float) -> float:
+        return round(_LABELS + (value - low) / (high - low) * (_WIDTH - _LABELS - 20), 1)
+
+    rows = []
+    for number, (name, gap) in enumerate(gaps.items()):
+        colour = _GREY if gap.is_noise or len(gap.values) < 2 else _BLUE if gap.mean > 0 else _ORANGE
+        ends = [place(100 * value) for value in gap.interval]
+        shown = name if len(name) <= 48 else f"{name[:47]}…"
+        y = 24 + number * _ROW
+        rows.append(
+            {
+                "name": shown,
+                "y": y,
+                "low": ends[0],
+                "high": ends[1],
+                "mean": place(100 * gap.mean),
+                "colour": colour,
+            }
+        )
+    step = (high - low) / 6
+    ticks = [{"x": place(low + step * k), "text": f"{low + step * k:+.1f}"} for k in range(1, 6)]
+    return {
+        "width": _WIDTH,
+        "height": 24 + len(rows) * _ROW + 30,
+        "zero": place(0.0),
+        "rows": rows,
+        "ticks": ticks,
+    }
+
+
+def plot(path: Path, comparison: Comparison) -> bool:
+    """Draw the means of all conditions, source and targets, with standard deviations.
+
+    Returns:
+        False when matplotlib is not installed, and nothing was drawn.
+    """
+    from hf_xlt.plotting import load_pyplot, save_figure
+    from hf_xlt.results import SOURCE, TARGET
+
+    pyplot = load_pyplot()
+    if pyplot is None:
+        return False
+    import numpy as np
+
+    names = list(comparison.conditions)
+    figure, axes = pyplot.subplots(figsize=(7, 1.6 + 0.5 * len(names)), layout="constrained")
+    for offset, role, colour in ((0.18, SOURCE, "tab:orange"), (-0.18, TARGET, "tab:blue")):
+        spreads = [comparison.average(name, role) for name in names]
+        if any(spread is None for spread in spreads):
+            continue
+        means = [100 * spread.mean for spread in spreads]
+        errors = [100 * float(np.std(s.values, ddof=1)) if len(s.values) > 1 else 0.0 for s in spreads]
+        bars = axes.barh(
+            np.arange(len(names)) + offset, means, 0.34, xerr=errors, color=colour, label=f"{role} languages"
+        )
+        axes.bar_label(bars, fmt="%.1f", padding=4, fontsize=8)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set(xlabel=f"{comparison.metric.replace('_', ' ')} (%)", xlim=(0, 105))
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    save_figure(figure, path)
+    return True
