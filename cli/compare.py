@@ -13,9 +13,7 @@ def register(app: typer.Typer) -> None:
 
     @app.command("compare")
     def compare(
-        runs: list[str] = typer.Argument(
-            ..., metavar="RUN|DIR...", help="Finished runs, or folders with runs in them."
-        ),
+        runs: list[str] = typer.Argument(..., metavar="RUN|DIR...", help="Finished runs, or folders with runs."),
         baseline: str = typer.Option(
             None, help="Condition that the others are compared with, or how its name begins. Default: finetune."
         ),

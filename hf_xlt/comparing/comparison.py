@@ -131,7 +131,9 @@ class Comparison:
             else:
                 low, high = (f"{100 * value:+.1f}" for value in gap.interval)
                 p_items = "" if gap.p_items is None else f"{gap.p_items:.4f}"
-                row += [f"{100 * gap.mean:+.1f}", f"{low} to {high}", f"{gap.p_runs:.4f}", p_items]
+                # One pair of runs without items has no spread to draw from.
+                interval = f"{low} to {high}" if gap.over_items or len(gap.values) > 1 else ""
+                row += [f"{100 * gap.mean:+.1f}", interval, f"{gap.p_runs:.4f}", p_items]
                 row += [f"{gap.p_adjusted:.4f}", gap.reading()]
             rows.append(row)
         return rows

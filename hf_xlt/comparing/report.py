@@ -17,8 +17,8 @@ METHOD = (
     "Runs are paired by seed. The interval is a percentile bootstrap that draws pairs of runs and, where runs kept "
     "their item scores, test items, both with replacement. p (runs) is the exact two-sided sign-flip test over pairs "
     "of runs; p (items) the randomisation test that exchanges two systems item by item; languages with equally many "
-    "items are drawn together. p (Holm) adjusts p (items), or p (runs) where there are no items, for all conditions. A "
-    "difference is called better or worse only when the interval leaves out 0 and the adjusted p is below 5 %."
+    "items are drawn together. p (Holm) adjusts p (items), or p (runs) where there are no items, for all conditions. "
+    "A difference is called better or worse only when the interval leaves out 0 and the adjusted p is below 5 %."
 )
 _WIDTH, _LABELS, _ROW = 900, 380, 34
 _GREY, _BLUE, _ORANGE = "#8a8a8a", "#1f77b4", "#d62728"
