@@ -173,6 +173,14 @@ def main() -> int:
     parser.add_argument("--task", choices=("topic", "pos", "pairs"), required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder with topic_sib200, pos_ewt, ...")
     parser.add_argument("--methods", nargs="*", help="beginnings of names; default all")
+    parser.add_argument(
+        "--radius",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("METHOD", "RADIUS"),
+        help="take a radius without tuning, such as one that another task's English validation data chose",
+    )
     parser.add_argument("--neighbours", help="table for RS-DA; without it RS-DA is left out")
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--output-dir", type=Path, required=True)
@@ -192,7 +200,11 @@ def main() -> int:
                 (*arguments, "--neighbours", options.neighbours),
                 f"RS-DA, {Path(options.neighbours).stem}",
             )
-        arguments += choose_radius(job, method, options.model, options.output_dir)
+        given = [radius for begins, radius in options.radius if method.name.startswith(begins)]
+        if given and method.radii:
+            arguments += ("--epsilon", given[0])
+        else:
+            arguments += choose_radius(job, method, options.model, options.output_dir)
         scores = [
             run(job, arguments, options.model, seed, options.output_dir / f"{slug(name)}-{seed}", False)
             for seed in range(options.seeds)
