@@ -22,6 +22,7 @@ STRATEGIES = {
     "robust": "hf_xlt.strategies.robust",
     "meta-pretrain": "hf_xlt.strategies.meta_pretraining",
     "averaging": "hf_xlt.strategies.averaging",
+    "metaxl": "hf_xlt.strategies.metaxl",
 }
 
 ROLES = ("source", "target", "auxiliary", "text")
