@@ -94,7 +94,7 @@ class EvoGrad:
         head = {name: fixed.pop(name) for name in head_names(passes.model, list(fixed))}
         heads, phi = self._heads(passes.model, head), list(passes.injection.rtn.parameters())
         starts, traces = [], []
-        parts = torch.zeros(self.population, 2, device=device)
+        parts: list[Tensor | float] = [0.0] * self.population
         gradients = [[torch.zeros_like(value) for value in phi] for _ in heads]
         for number, values in enumerate(heads):
             for place, (source, train) in enumerate(zip(window.sources, window.trains, strict=True)):
@@ -105,19 +105,19 @@ class EvoGrad:
                     loss = passes.source(source, window.units[0], traces=traces if first else None)
                     found = torch.autograd.grad(loss, phi, allow_unused=True)
                     if train is None:
-                        return loss.detach(), torch.zeros((), device=device), found
+                        return loss.detach(), torch.zeros_like(loss), found
                     with torch.no_grad():
                         return loss.detach(), passes.target(train, window.units[1]), found
 
                 with generators(device, None if number == 0 else starts[place]):
                     source_loss, train_loss, found = weights.call({**fixed, **values}, differentiate)
-                parts[number] += torch.stack([source_loss, train_loss])
+                parts[number] = parts[number] + torch.stack([source_loss, train_loss])
                 for total, value in zip(gradients[number], found, strict=True):
                     total += 0 if value is None else window.shares[0] * value
-        parts = over_processes(parts)
+        totals = over_processes(torch.stack(parts))
         summed = [[over_processes(value) for value in group] for group in gradients]
-        losses = parts @ torch.tensor(window.shares, device=device)
-        return Candidates(heads, fixed, losses, summed, parts[:, 0].mean(), parts[:, 1].mean(), traces)
+        losses = totals @ torch.tensor(window.shares, dtype=totals.dtype, device=device)
+        return Candidates(heads, fixed, losses, summed, totals[:, 0].mean(), totals[:, 1].mean(), traces)
 
     def gradient(
         self,

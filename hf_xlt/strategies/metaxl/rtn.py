@@ -38,7 +38,7 @@ class Transformation(nn.Module):
     """f(u) = gate(u) * (W2 act(W1 u + b1) + b2), token by token: one slot of the RTN.
 
     The gate is one number in (0, 1) per token: `tied` takes it from a further output row of the same network,
-    `separate` from a network of its own, `none` is 1.
+    `separate` from a network of its own with the same activation, `none` is 1.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Transformation(nn.Module):
         if self.gate == TIED:
             logit, output = output[..., self.hidden :], output[..., : self.hidden]
         else:
-            logit = self.gate_up(torch.relu(self.gate_down(states)))
+            logit = self.gate_up(self.activation(self.gate_down(states)))
         gate = torch.sigmoid(logit)
         return gate * output, gate
 

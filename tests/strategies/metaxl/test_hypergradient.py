@@ -47,7 +47,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("family", "head", "place", "detach", "gate"), CASES)
-def test_the_meta_gradient_is_the_slope_of_the_meta_loss(family, head, place, detach, gate):
+def test_the_meta_gradient_is_the_slope_of_the_meta_loss(family, head, place, detach, gate, monkeypatch):
+    # ModernBERT rotates queries and keys in float32, whose rounding would drown the difference.
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     model = make(family, head=head)
     rtn = make_rtn(model, gate=gate)
     pad = 1 if family == "xlm-roberta" else 0
@@ -113,7 +115,7 @@ def test_a_window_of_micro_batches_gives_the_product_of_the_whole_batch(micro_ba
 
 @pytest.mark.parametrize("place", [-1, 1, 0])
 def test_finite_differences_agree_with_the_exact_product_in_float32(place):
-    model = make("bert", dtype=torch.float32, dropout=0.3)
+    model = make("bert", dtype=torch.float32, dropout=0.3, spread=0.1)
     rtn, window = make_rtn(model), make_window()
     scale = 1e-2 / maths.norm(TrainableWeights(model, window.batches()).leaves()).item()
     exact, differences = (
@@ -136,8 +138,7 @@ def test_finite_differences_need_the_pinned_input_and_the_same_masks(lost):
         if lost == "pins":
             step.passes.injection.detach = False
         else:
-            inner.starts = [torch.Generator().manual_seed(9).get_state(), None], None
-            inner.starts = [(inner.starts[0][0], None)]
+            inner.starts = [(torch.Generator().manual_seed(9).get_state(), None)]
         return original(window, weights, moved, inner, device)
 
     step._phi_gradient = forgetful
@@ -213,7 +214,7 @@ def test_target_losses_do_not_see_the_rtn():
 def test_several_slots_are_mixed_and_the_mixture_learns():
     model = make("bert")
     rtn, window = make_rtn(model, (1, -1), gate="separate"), make_window()
-    assert float(rtn.mixture().sum()) == pytest.approx(1) and rtn.mixture().shape == (2,)
+    assert rtn.mixture().sum().item() == pytest.approx(1) and rtn.mixture().shape == (2,)
     assert rtn.slots[0].gate_up.weight is not rtn.slots[1].gate_up.weight
     step = make_step(model, rtn, (1, -1))
     found = step.run(window, RATE)
@@ -249,11 +250,10 @@ def test_activation_checkpointing_gives_the_same_meta_gradient(place):
     model = make("bert", dropout=0.2)
     rtn = make_rtn(model)
     plain = make_step(model, rtn, [place]).run(make_window(), RATE, inner_seed=1, meta_seed=2)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    for window, reference in ((make_window(), plain),):
-        again = make_step(model, rtn, [place]).run(window, RATE, inner_seed=1, meta_seed=2)
-        assert relative_error(again.phi, reference.phi) < 1e-10
-    differences = make_step(model, rtn, [place], hypergrad="finite_difference").run(
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    again = make_step(model, rtn, [place]).run(make_window(), RATE, inner_seed=1, meta_seed=2)
+    assert relative_error(again.phi, plain.phi) < 1e-10
+    differences = make_step(model, rtn, [place], hypergrad="finite_difference", fd_scale=1e-5).run(
         make_window(), RATE, inner_seed=1, meta_seed=2
     )
     assert relative_error(differences.phi, plain.phi) < 1e-5
