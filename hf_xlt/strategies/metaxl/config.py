@@ -160,7 +160,7 @@ class MetaXLConfig(XLTConfig):
             "target batches as meta loss."
         },
     )
-    target_split: Literal["position", "first"] = field(
+    batch_split: Literal["position", "first"] = field(
         default="position",
         metadata={
             "help": "Which part of a target batch trains the model: every portion-th example (ours, the same for any "

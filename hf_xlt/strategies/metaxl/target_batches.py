@@ -45,7 +45,7 @@ def train_rows(size: int, portion: int, rule: str) -> list[bool]:
     if size % portion:
         raise ConfigError(
             f"the target batch of {size} is no multiple of `portion` {portion}, so the split would depend on the "
-            "number of processes. Change `target_batch_size`, or set `target_split` to first."
+            "number of processes. Change `target_batch_size`, or set `batch_split` to first."
         )
     return [position % portion == 0 for position in range(size)]
 

@@ -76,7 +76,7 @@ class SourceAndTargetTrainer(XLTTrainer):
             lambda pool, start, count: self.endless_loader(TARGET, pool).draw(start, count),
             size=args.target_size,
             portion=args.split_portion,
-            rule=args.target_split,
+            rule=args.batch_split,
             resplit=args.target_resplit,
         )
         self.sampler = self._make_sampler(roles.get(SOURCE, {}))
