@@ -25,7 +25,11 @@ RATE = 0.05
 PLACES = {
     "bert": {-1: "bert.encoder.layer.2", 1: "bert.encoder.layer.0", 0: "bert.embeddings"},
     "xlm-roberta": {-1: "roberta.encoder.layer.2", 2: "roberta.encoder.layer.1", 0: "roberta.embeddings"},
-    "distilbert": {-1: "distilbert.transformer.layer.2", 1: "distilbert.transformer.layer.0", 0: "distilbert.embeddings"},
+    "distilbert": {
+        -1: "distilbert.transformer.layer.2",
+        1: "distilbert.transformer.layer.0",
+        0: "distilbert.embeddings",
+    },
     "deberta-v2": {-1: "deberta.encoder.layer.2", 1: "deberta.encoder.layer.0", 0: "deberta.embeddings"},
     "modernbert": {-1: "model.final_norm", 2: "model.layers.1", 0: "model.embeddings"},
 }
@@ -297,7 +301,9 @@ def test_evograd_is_the_gradient_of_the_mean_head():
         losses.append(total)
     shares = torch.softmax(-torch.stack(losses) / 0.5, 0)
     mean = {name: sum(share * values[name] for share, values in zip(shares, heads, strict=True)) for name in head}
-    meta = sum(functional_call(model, mean, kwargs=batch).loss * (batch["labels"] >= 0).sum() for batch in window.metas)
+    meta = sum(
+        functional_call(model, mean, kwargs=batch).loss * (batch["labels"] >= 0).sum() for batch in window.metas
+    )
     expected = torch.autograd.grad(meta / window.units[2], list(rtn.parameters()))
     assert relative_error(found.phi, expected) < 1e-10
 
