@@ -56,7 +56,7 @@ class MetaXLConfig(XLTConfig):
     hypergrad: Literal["exact", "finite_difference", "evograd", "none"] = field(
         default="exact",
         metadata={
-            "help": "Gradient of the meta loss to the RTN. `exact`: second differentiation, restricted to the RTN (the "
+            "help": "Gradient of the meta loss to the RTN. `exact`: second differentiation, restricted to it (the "
             "published code's value at a third of its cost). `finite_difference`: central differences, less memory. "
             "`evograd`: Bohdal et al. 2021, another and noisy quantity. `none`: the RTN trains with the model (the "
             "ablation JT+RTN)."
