@@ -101,6 +101,11 @@ class Strategy:
     augmentation: Callable[[Any], Augmentation | None] = lambda config: None
     notes: str = ""
 
+    @property
+    def uses_shots(self) -> bool:
+        """Whether few-shot examples go to the strategy itself, rather than into the training data or the loss."""
+        return "target" in self.roles
+
     def check(self, config: Any, task: str) -> None:
         """Refuse what this strategy does not support.
 

@@ -80,11 +80,6 @@ def kit(tmp_path):
     return Kit(tmp_path)
 
 
-@pytest.fixture
-def kit(tmp_path):
-    return Kit(tmp_path)
-
-
 def gradients(trainer):
     """The model's gradients by name."""
     named = trainer.model.named_parameters()
