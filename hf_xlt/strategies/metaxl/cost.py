@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 def cost(config: MetaXLConfig) -> float:
     """Return the cost of an update in plain steps on the source batch, by the arithmetic of passes.
 
-    Inside, a forward pass over the source batch is 1 and a backward pass 2 (3 with activation checkpointing). With source and target batches of one size and portion 2, joint training is 4.5, `exact` adds 4.5
+    Inside, a forward pass over the source batch is 1 and a backward pass 2 (3 with activation checkpointing). With
+    source and target batches of one size and portion 2, joint training is 4.5; `exact` adds 4.5
     for the inner passes, 1.5 for v and 2 for the second differentiation: 12.5 in sequence, 8 with `reuse`. Each slot
     beside the first adds its source passes. With accumulation the inner source passes of `exact` run twice.
     """
