@@ -304,11 +304,11 @@ def main(argv: list[str] | None = None) -> int:
     half = options.batch // 2
     print(
         f"XLM-R tagger, hidden {options.hidden}, layers {options.layers}, heads {options.heads}, vocabulary "
-        f"{options.vocabulary}, length {options.length}, batches of {options.batch} source, {half} target, "
-        f"{half} meta, RTN {options.bottleneck} wide after the last layer, {options.dtype}, dropout {options.dropout}, attention "
-        f"{options.attention} (timed) and eager (counted), AdamW, {machine}, threads {options.threads}, torch "
-        f"{torch.__version__}, transformers {transformers.__version__}; peer: joint training on the same batches; "
-        f"medians of {options.repeats} rounds of 1 step"
+        f"{options.vocabulary}, length {options.length}, batches of {options.batch} source, {half} target and {half} "
+        f"meta examples, RTN {options.bottleneck} wide after the last layer, {options.dtype}, dropout "
+        f"{options.dropout}, attention {options.attention} (timed) and eager (counted), AdamW, {machine}, threads "
+        f"{options.threads}, torch {torch.__version__}, transformers {transformers.__version__}; peer: joint training "
+        f"on the same batches; medians of {options.repeats} rounds of 1 step"
     )
     with tempfile.TemporaryDirectory() as folder:
         memory = measure_memory(options, folder)

@@ -8,8 +8,10 @@ import pytest
 import torch
 from metaxl_setup import make, make_batch, make_rtn, make_step, make_window, relative_error
 from torch import nn
+from transformers import AutoModelForQuestionAnswering
 
 from hf_xlt.errors import ConfigError
+from hf_xlt.strategies.metaxl.meta_step import MetaWindow
 from hf_xlt.strategies.metaxl.placement import Injection, find_module
 
 FAMILIES = ("bert", "xlm-roberta", "distilbert", "deberta-v2", "modernbert")
@@ -51,6 +53,24 @@ def test_a_meta_step_runs_on_every_family(family, hypergrad):
     window = make_window(pad=1 if family == "xlm-roberta" else 0)
     found = make_step(model, make_rtn(model), [1], hypergrad=hypergrad).run(window, 0.05)
     assert all(torch.isfinite(value).all() and value.abs().sum() > 0 for value in found.phi)
+
+
+@pytest.mark.parametrize("hypergrad", ["exact", "finite_difference"])
+def test_a_meta_step_runs_on_questions_and_answers(hypergrad):
+    config = make("bert", num_labels=2).config
+    model = AutoModelForQuestionAnswering.from_config(config).train()
+    batches = []
+    for seed in range(3):
+        batch = make_batch(4, seed, head="sentence")
+        del batch["labels"]
+        batches.append(
+            [{**batch, "start_positions": torch.tensor([0, 1, 2, 1]), "end_positions": torch.full((4,), 2)}]
+        )
+    rtn = make_rtn(model)
+    found = make_step(model, rtn, [-1], hypergrad=hypergrad).run(MetaWindow(*batches, (4.0, 4.0, 4.0)), 0.05)
+    torch.testing.assert_close(found.losses["train"], model(**batches[1][0]).loss.detach())
+    exact = make_step(model, rtn, [-1]).run(MetaWindow(*batches, (4.0, 4.0, 4.0)), 0.05)
+    assert relative_error(found.phi, exact.phi) < 1e-2
 
 
 def test_a_module_by_its_path_is_the_layer():

@@ -69,6 +69,7 @@ VARIANTS = {
     "none": {"hypergrad": "none"},
     "several": {"source_sampling": "exp3"},
     "accumulated": {"gradient_accumulation_steps": 2},
+    "checkpointed": {"activation_checkpointing": True},
 }
 
 
