@@ -13,7 +13,6 @@ part of the model, so what is saved is the plain encoder with its head.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from hf_xlt.randomness import derive_seed, keyed_generator
 from hf_xlt.strategies.metaxl.diagnostics import measure_and_draw, save_rtn
 from hf_xlt.strategies.metaxl.evograd import EvoGrad, head_names
 from hf_xlt.strategies.metaxl.meta_step import EVOGRAD, EXACT, NONE, MetaGradient, MetaStep, MetaWindow
-from hf_xlt.strategies.metaxl.placement import Injection, Trace, plain_model
+from hf_xlt.strategies.metaxl.placement import Injection, plain_model
 from hf_xlt.strategies.metaxl.rtn import RepresentationTransformation
 from hf_xlt.strategies.metaxl.rtn_optimizer import RTNOptimizer
 from hf_xlt.strategies.metaxl.statistics import MetaStatistics
@@ -51,7 +50,8 @@ class MetaXLTrainer(SourceAndTargetTrainer):
         super().__init__(model, args, **kwargs)
         self.rtn_optimizer: RTNOptimizer | None = None
         self._reused: Tensor | None = None
-        self._joint_traces: list[Trace] = []
+        self._sources: list[dict[str, Any]] = []
+        self._units: Tensor | None = None
         self.statistics = MetaStatistics()
         if args.method == "metaxl":
             self._add_rtn()
@@ -239,6 +239,6 @@ class MetaXLTrainer(SourceAndTargetTrainer):
         own["rtn_parameters"] = sum(parameter.numel() for parameter in self.rtn.parameters())
         own["rtn_steps"], own["rtn_skipped"] = self.rtn_optimizer.steps, self.rtn_optimizer.skipped
         own["slot_weights"] = [round(value, 4) for value in self.rtn.mixture().tolist()]
-        if self.args.diagnostics and math.isfinite(self.state.global_step):
+        if self.args.diagnostics:
             own["diagnostics"] = measure_and_draw(self)
         return facts

@@ -174,16 +174,17 @@ def test_accumulation_gives_both_gradients_of_the_whole_batch(kit):
 
 def test_a_meta_loss_that_is_not_finite_is_skipped_and_counted(kit):
     trainer = kit.trainer(max_steps=4, inner_lr=1e-2, rtn_lr=1e-2)
-    original, kept = trainer.meta_gradient, []
+    gradient, target, kept = trainer.meta_gradient, trainer.passes.target, []
 
-    def sometimes_broken(rate):
+    def keep(rate):
         kept.append(copy.deepcopy(trainer.rtn.state_dict()))
-        found = original(rate)
-        if trainer.state.global_step == 1:
-            found.phi[0] = found.phi[0] * math.nan
-        return found
+        return gradient(rate)
 
-    trainer.meta_gradient = sometimes_broken
+    def sometimes_infinite(batch, units, model=None):
+        broken = trainer.state.global_step == 1 and batch is trainer.target_window.metas[0]
+        return target(batch, units, model) * (math.inf if broken else 1.0)
+
+    trainer.meta_gradient, trainer.passes.target = keep, sometimes_infinite
     trainer.train()
     assert trainer.state.global_step == 4
     assert same_weights(kept[1], kept[2]) and not same_weights(kept[2], kept[3])
