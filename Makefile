@@ -47,6 +47,7 @@ style: $(STAMP)  ## mend what can be mended
 
 benchmarks: $(STAMP)  ## cost of a step against the arithmetic
 	$(BIN)/python benchmarks/robust_step.py
+	$(BIN)/python benchmarks/metaxl_step.py
 	$(BIN)/python benchmarks/pretraining_step.py
 	$(BIN)/python benchmarks/pretraining_throughput.py
 

@@ -30,6 +30,8 @@ _PUBLIC = {
     "XLTTrainer": "hf_xlt.training.trainer",
     "FinetuneConfig": "hf_xlt.strategies.finetune",
     "FinetuneTrainer": "hf_xlt.strategies.finetune",
+    "MetaXLConfig": "hf_xlt.strategies.metaxl",
+    "MetaXLTrainer": "hf_xlt.strategies.metaxl",
     "RobustConfig": "hf_xlt.strategies.robust",
     "RobustTrainer": "hf_xlt.strategies.robust",
 }

@@ -61,9 +61,7 @@ def start_record(
         data=describe_data(plan),
         languages=describe_languages(plan),
         labels=list(prepared.inventory.names) if prepared.inventory else [],
-        few_shot={"shots": data.shots, "shot_seed": data.shot_seed, "mode": data.few_shot_mode}
-        if data.shots
-        else None,
+        few_shot=_few_shot(arguments),
         seeds={"seed": arguments.config.seed, **({"shot_seed": data.shot_seed} if data.shots else {})},
         selection=selection,
         versions=versions(),
@@ -81,6 +79,15 @@ def resolved(arguments: Arguments) -> dict[str, Any]:
     groups = (arguments.run, arguments.model, arguments.data, *adapters, *averages, arguments.config)
     values = {entry.name: getattr(group, entry.name) for group in groups for entry in dataclasses.fields(group)}
     return {**shareable_arguments(values, HIDDEN), **_file_settings(arguments)}
+
+
+def _few_shot(arguments: Arguments) -> dict[str, Any] | None:
+    """Describe the choice of few-shot examples and where they go; None for zero-shot."""
+    data = arguments.data
+    if not data.shots:
+        return None
+    mode = arguments.strategy.name if arguments.strategy.uses_shots else data.few_shot_mode
+    return {"shots": data.shots, "shot_seed": data.shot_seed, "mode": mode}
 
 
 def _file_settings(arguments: Arguments) -> dict[str, str]:

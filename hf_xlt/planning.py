@@ -29,7 +29,8 @@ def describe_plan(arguments: Arguments, plan: DataPlan, selection: dict[str, Any
     if phases:
         counted = (f"{phase.name} {updates if phase.updates is None else phase.updates:,}" for phase in phases)
         lines.append(f"Phases     {', '.join(counted)}")
-    joint = len(plan.of_role(SHOTS)) if arguments.data.few_shot_mode == "joint" else 0
+    shared = strategy.uses_shots or arguments.data.few_shot_mode != "joint"
+    joint = 0 if shared else len(plan.of_role(SHOTS))
     if arguments.average.average:
         lines.append(f"Average    {arguments.average.describe()}")
         rivals = arguments.average.average_compare
@@ -63,7 +64,7 @@ def planned_updates(arguments: Arguments, plan: DataPlan) -> int:
     augmentation = arguments.strategy.augmentation(config)
     copies = augmentation.copies if augmentation else 1
     examples = sum(entry.size for entry in plan.of_role(TRAINING)) * copies
-    if data.shots and data.few_shot_mode == "concat":
+    if data.shots and data.few_shot_mode == "concat" and not arguments.strategy.uses_shots:
         examples += sum(entry.size for entry in plan.of_role(SHOTS))
     return count_updates(config, examples)
 

@@ -148,6 +148,9 @@ def prepare(arguments: Arguments, plan: DataPlan, flag: InterruptionFlag) -> Pre
     _settle_updates(arguments, sources, training)
     roles |= {AUXILIARY: {entry.language: features(entry) for entry in plan.of_role(AUXILIARY)}}
     roles |= {TEXT: {entry.language: entry.read() for entry in plan.of_role(TEXT)}}
+    if len(sources) > 1:
+        languages = [entry.language for entry in plan.of_role(TRAINING)]
+        roles |= {TRAINING: dict(zip(languages, sources, strict=True))}
     context = RunContext(
         strategy=arguments.strategy,
         config=arguments.config,
@@ -207,7 +210,7 @@ def _place_shots(
         The training features, the joint ones by language, and those by role.
     """
     joint, roles = {}, {}
-    if "target" in arguments.strategy.roles:
+    if arguments.strategy.uses_shots:
         roles = {"target": shots}
     elif arguments.data.few_shot_mode == "joint":
         joint = shots

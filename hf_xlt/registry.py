@@ -22,6 +22,7 @@ STRATEGIES = {
     "robust": "hf_xlt.strategies.robust",
     "meta-pretrain": "hf_xlt.strategies.meta_pretraining",
     "averaging": "hf_xlt.strategies.averaging",
+    "metaxl": "hf_xlt.strategies.metaxl",
 }
 
 ROLES = ("source", "target", "auxiliary", "text")
@@ -99,6 +100,11 @@ class Strategy:
     averages: bool = False
     augmentation: Callable[[Any], Augmentation | None] = lambda config: None
     notes: str = ""
+
+    @property
+    def uses_shots(self) -> bool:
+        """Whether few-shot examples go to the strategy itself, rather than into the training data or the loss."""
+        return "target" in self.roles
 
     def check(self, config: Any, task: str) -> None:
         """Refuse what this strategy does not support.

@@ -65,7 +65,7 @@ def arguments(strategy, out, batch):
         line += " --peft lora --lora-rank 4 --lora-alpha 16 "
         if strategy == "robust":
             line += "--clean-weight 0.5"
-        else:
+        elif strategy != "metaxl":
             # Searching for unused parameters, which the Trainer does for adapters, would fail here.
             line += '--activation-checkpointing --activation-checkpointing-kwargs {"use_reentrant":true}'
     return line.split()
