@@ -32,6 +32,8 @@ _PUBLIC = {
     "FinetuneTrainer": "hf_xlt.strategies.finetune",
     "RobustConfig": "hf_xlt.strategies.robust",
     "RobustTrainer": "hf_xlt.strategies.robust",
+    "SoftLayerSelectionConfig": "hf_xlt.strategies.soft_layers",
+    "SoftLayerSelectionTrainer": "hf_xlt.strategies.soft_layers",
 }
 
 __all__ = ["__version__", *_PUBLIC]

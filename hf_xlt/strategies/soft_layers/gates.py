@@ -135,9 +135,7 @@ def _start(gates: nn.Module, init: float) -> None:
     nn.init.constant_(gates.outer.bias, float(init))
 
 
-def make_gates(
-    kind: str, count: int, *, init: float, bins: int = 10, hidden: int = 16, **options: object
-) -> Gates:
+def make_gates(kind: str, count: int, *, init: float, bins: int = 10, hidden: int = 16, **options: object) -> Gates:
     """Make gates of one of `GATE_TYPES`; other arguments as for the classes."""
     if kind == "constant":
         return ConstantGates(count, init, **options)

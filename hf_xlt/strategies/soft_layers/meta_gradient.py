@@ -115,8 +115,8 @@ class InnerStep:
 class Replay(Protocol):
     """The source loss of one inner step, at the weights before it."""
 
-    def gradients(self) -> list[Tensor]:
-        """Return the raw source gradient, before clipping."""
+    def gradients(self, curved: bool) -> list[Tensor]:
+        """Return the raw source gradient, before clipping; `curved` announces a call of `hessian_product`."""
 
     def hessian_product(self, direction: Sequence[Tensor]) -> list[Tensor]:
         """Return the product of the source loss's Hessian with a direction."""
@@ -156,7 +156,7 @@ def reverse_episode(
     for number in reversed(range(len(steps))):
         step = steps[number]
         source = replay(step)
-        raw = source.gradients()
+        raw = source.gradients(curved=number > 0)
         gradients = clipped(raw, max_norm)
         gradient_adjoints = []
         for place, gradient in enumerate(gradients):

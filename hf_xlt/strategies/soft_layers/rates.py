@@ -70,20 +70,10 @@ def _is_linear(optimizer: torch.optim.Optimizer) -> bool:
         generator = torch.Generator().manual_seed(0)
         point = torch.nn.Parameter(torch.randn(2, 2, generator=generator, dtype=torch.float64))
         try:
-            copy = type(optimizer)([point], lr=rate)
-        except (TypeError, ValueError):
-            # Not a class that this can build; the updates of such an optimizer cannot be tried here.
+            moves.append(_third_move(type(optimizer), settings, point, (rate, rate, last), generator))
+        except (TypeError, ValueError, RuntimeError, NotImplementedError):
+            # Not a class that this can build and step on the CPU: such an optimizer cannot be tried here.
             return True
-        known = copy.param_groups[0]
-        known.update({name: value for name, value in settings.items() if name in known and name != "lr"})
-        if "fused" in known:
-            known["fused"] = False
-        for number in range(3):
-            point.grad = torch.randn(2, 2, generator=generator, dtype=torch.float64)
-            known["lr"] = last if number == 2 else rate
-            before = point.detach().clone()
-            copy.step()
-        moves.append((point.detach() - before, copy.state[point]))
     (full, states), (quarter, other) = moves
     same = all(
         torch.allclose(value.double(), other[name].double(), rtol=1e-9, atol=0)
@@ -91,6 +81,22 @@ def _is_linear(optimizer: torch.optim.Optimizer) -> bool:
         if isinstance(value, Tensor)
     )
     return same and torch.allclose(full / 4, quarter, rtol=1e-7, atol=1e-15)
+
+
+def _third_move(
+    cls: type, settings: Mapping[str, Any], point: Tensor, rates: tuple[float, ...], generator: torch.Generator
+) -> tuple[Tensor, Mapping[str, Any]]:
+    optimizer = cls([point], lr=rates[0])
+    known = optimizer.param_groups[0]
+    known.update({name: value for name, value in settings.items() if name in known and name != "lr"})
+    if "fused" in known:
+        known["fused"] = False
+    for rate in rates:
+        point.grad = torch.randn(2, 2, generator=generator, dtype=torch.float64)
+        known["lr"] = rate
+        before = point.detach().clone()
+        optimizer.step()
+    return point.detach() - before, optimizer.state[point]
 
 
 def update_of(

@@ -60,7 +60,10 @@ CONFIGS = {
         {"word_embeddings", "embeddings", "encoder_shared", "head"},
     ),
     "modernbert": (ModernBertConfig(**SMALL, **TOKENS), {"word_embeddings", "embeddings", "encoder_shared", "head"}),
-    "xlm": (XLMConfig(vocab_size=20, emb_dim=16, n_layers=3, n_heads=2, max_position_embeddings=20, pad_index=0), None),
+    "xlm": (
+        XLMConfig(vocab_size=20, emb_dim=16, n_layers=3, n_heads=2, max_position_embeddings=20, pad_index=0),
+        None,
+    ),
 }
 
 

@@ -75,7 +75,7 @@ class Replayed:
         loss = functional_call(net, dict(zip(names, self.weights, strict=True)), step.replay)
         self.raw = torch.autograd.grad(loss, self.weights, create_graph=True)
 
-    def gradients(self):
+    def gradients(self, curved):
         return [gradient.detach() for gradient in self.raw]
 
     def hessian_product(self, direction):
@@ -268,10 +268,7 @@ def test_a_weight_without_any_gradient_gives_no_nan():
         record.append(
             InnerStep(
                 [p.detach().clone() for p in parameters],
-                [
-                    {k: v.clone() for k, v in optimizer.state.get(p, {}).items()}
-                    for p in parameters
-                ],
+                [{k: v.clone() for k, v in optimizer.state.get(p, {}).items()} for p in parameters],
                 [dict(group) for group in optimizer.param_groups],
                 [True] * len(parameters),
                 batch,
