@@ -23,6 +23,7 @@ STRATEGIES = {
     "meta-pretrain": "hf_xlt.strategies.meta_pretraining",
     "averaging": "hf_xlt.strategies.averaging",
     "soft-layers": "hf_xlt.strategies.soft_layers",
+    "xmaml": "hf_xlt.strategies.xmaml",
 }
 
 ROLES = ("source", "target", "auxiliary", "text")

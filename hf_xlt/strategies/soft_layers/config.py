@@ -55,9 +55,9 @@ class SoftLayerSelectionConfig(XLTConfig):
     meta_gradient: Literal["first_order", "exact"] = field(
         default="first_order",
         metadata={
-            "help": "Gate gradients over several updates: `first_order` drops the curvature, `exact` goes back through "
-            "the updates with a Hessian-vector product each (4 plain steps per update, and the weights of every one in "
-            "memory). With inner_steps 1 first_order is exact."
+            "help": "Gate gradients over several updates: `first_order` drops the curvature, `exact` goes back "
+            "through the updates with a Hessian-vector product each (4 plain steps per update, and the weights of "
+            "every one in memory). With inner_steps 1 first_order is exact."
         },
     )
     meta_learning_rate: float = field(

@@ -31,7 +31,7 @@ def _learn(context: RunContext, folder: Path, previous: Path | None) -> SoftLaye
     if context.config.gate_updates is not None:
         changes["max_steps"] = context.config.gate_updates
     if context.config.mode == "episodic":
-        # Every episode is the start of a fine-tuning; a schedule over all of them would make the late ones stand still.
+        # Every episode is the start of a fine-tuning; a schedule over all of them would still the late ones.
         changes |= {"lr_scheduler_type": SchedulerType.CONSTANT, "warmup_steps": 0}
     config = context.config_for(folder, **changes)
     callbacks = [InterruptionCallback(context.flag), *context.extra_callbacks()]
