@@ -45,6 +45,9 @@ def make_context(
     }
     if "meta_steps" in {entry.name for entry in dataclasses.fields(strategy.config_cls)}:
         settings |= {"meta_steps": changes.get("max_steps", 6), "meta_learning_rate": 1e-3}
+        settings["meta_optimizer"] = changes.get("optim", "adamw_torch")
+        # The adapters of one stage are merged into the weights that the next one freezes; one stage shows what moves.
+        settings["fine_tune_first"] = peft is None
     if "text" in strategy.roles:
         settings |= {"total_steps": 4, "row_length": 16, "pretraining_batch_size": 4}
     torch.set_num_threads(1)

@@ -91,6 +91,8 @@ class Learning:
         return trainer.setup.spread(values)
 
     def _needs_start(self) -> bool:
+        if self.exact and self.config.gradient_normalization == "raw":
+            return False
         kind = type(self.trainer.gated.optimizer)
         rebuilt = kind in (torch.optim.Adam, torch.optim.AdamW) and not any(
             group.get("amsgrad") or group.get("maximize") for group in self.trainer.gated.optimizer.param_groups

@@ -15,7 +15,7 @@ from hf_xlt.strategies.soft_layers import SoftLayerSelectionTrainer
 from hf_xlt.strategies.soft_layers.report import gates_file
 
 FEATURES, VALID, NARROW, WIDTH = 64, 8, 2, 16
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1)
 
 
 class Branches(nn.Module):
@@ -69,7 +69,7 @@ def run(folder, seed, *, auxiliary=-0.7, gates=None, updates=300, **changes):
     settings = {
         "per_device_train_batch_size": 32,
         "max_steps": updates,
-        "learning_rate": 1e-2,
+        "learning_rate": 4e-3,
         "logging_steps": 300,
         "lr_scheduler_type": "constant",
         "optim": "adamw_torch",
@@ -106,7 +106,7 @@ def test_restart_with_learned_gates_solves_what_plain_fine_tuning_fails_at(tmp_p
     online, restarted = [one[0] for one in found], [one[1] for one in found]
     assert max(plain) < 0.2 and min(oracle) > 0.9
     assert min(restarted) > 0.85
-    assert statistics.mean(plain) < statistics.mean(online) < statistics.mean(restarted)
+    assert statistics.mean(plain) + 0.3 < statistics.mean(online) < statistics.mean(restarted) - 0.05
     for _, _, gates, file in found:
         assert gates["layer_0"] > 0.8 and gates["layer_1"] < 0.1
         assert file.evidence["layer_1"]["verdict"] == "close"
@@ -117,10 +117,10 @@ def test_a_cue_that_holds_in_the_auxiliary_language_keeps_its_branch_open(tmp_pa
     assert gates["layer_1"] > 0.6
 
 
-@pytest.mark.parametrize("changes", [{"granularity": "uniform"}])
-def test_one_gate_for_all_layers_cannot_solve_it(changes, tmp_path):
-    _, restarted, gates, file = learned_and_restarted(tmp_path, 0, **changes)
-    assert file.groups == ["all"] and restarted < 0.7
+def test_one_gate_for_all_layers_cannot_solve_it(tmp_path):
+    """It closes: no training at all is what hurts the target languages least."""
+    _, restarted, gates, file = learned_and_restarted(tmp_path, 0, granularity="uniform")
+    assert file.groups == ["all"] and gates["all"] < 0.1 and restarted < 0.7
 
 
 def test_exchanged_gates_are_the_wrong_ones(tmp_path):
@@ -139,13 +139,15 @@ def test_exchanged_gates_are_the_wrong_ones(tmp_path):
     ],
     ids=["first order", "exact", "episodic"],
 )
-def test_longer_episodes_find_the_branch_too(changes, tmp_path):
-    _, restarted, gates, _ = learned_and_restarted(tmp_path, 0, **changes)
-    assert gates["layer_0"] > gates["layer_1"] + 0.3 and restarted > 0.3
+def test_sixty_updates_of_longer_episodes_find_the_branch_too(changes, tmp_path):
+    _, trainer = run(tmp_path, 0, **changes)
+    file = gates_file(trainer)
+    gates = dict(zip(file.groups, file.gates, strict=True))
+    assert file.learned["updates"] == 60 and gates["layer_0"] > 0.7 and gates["layer_1"] < 0.3
 
 
-@pytest.mark.parametrize("gate_type", ["table", "mlp", "recurrent"])
-def test_other_gates_find_the_branch_too(gate_type, tmp_path):
-    rate = 0.3 if gate_type == "table" else 0.02
-    _, _, gates, _ = learned_and_restarted(tmp_path, 0, gate_type=gate_type, table_bins=3, meta_learning_rate=rate)
-    assert gates["layer_0"] > gates["layer_1"] + 0.2
+def test_gates_that_change_over_training_solve_it_too(tmp_path):
+    _, restarted, _, file = learned_and_restarted(tmp_path, 0, gate_type="table", table_bins=3, meta_learning_rate=0.2)
+    assert restarted > 0.85
+    early = file.history["gates"][66]
+    assert early[0] > early[1] + 0.3
