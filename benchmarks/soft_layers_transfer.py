@@ -99,8 +99,7 @@ def jobs(data: Path) -> dict[str, Job]:
     tagging = ("--task", "token-classification", "--target-dataset", pud)
     return {
         "topic": Job((*shared, "--num-train-epochs", "5"), topic, topic, "train"),
-        # Auxiliary languages of tagging have a test set alone; it is learned from, and never scored.
-        "pos": Job((*shared, *tagging, "--num-train-epochs", "1"), pos, pud, "test"),
+        "pos": Job((*shared, *tagging, "--num-train-epochs", "1"), pos, pud, "train"),
     }
 
 
@@ -188,8 +187,15 @@ def leave_one_out(options: argparse.Namespace, job: Job) -> int:
             for held_out in auxiliary:
                 rest = [language for language in auxiliary if language != held_out]
                 arguments = [*SOFT.split(), *setting, *job.arguments, *data_arguments(job, AUXILIARY, rest, held_out)]
-                arguments += ["--target-split", "validation"] if job.split == "train" else []
-                arguments += ["--model", options.model, "--seed", "1001", *options.more]
+                arguments += [
+                    "--target-split",
+                    "validation",
+                    "--model",
+                    options.model,
+                    "--seed",
+                    "1001",
+                    *options.more,
+                ]
                 name = f"left-out-{held_out}-{slug('-'.join(setting))}"
                 values.append(100 * run(arguments, options.output_dir / name)["target_average"])
             mean = statistics.mean(values)

@@ -123,6 +123,7 @@ def test_one_gate_for_all_layers_cannot_solve_it(tmp_path):
     assert file.groups == ["all"] and gates["all"] < 0.1 and restarted < 0.7
 
 
+@pytest.mark.slow
 def test_exchanged_gates_are_the_wrong_ones(tmp_path):
     _, _, _, file = learned_and_restarted(tmp_path, 0)
     table = file.parameters["table"]
@@ -130,6 +131,7 @@ def test_exchanged_gates_are_the_wrong_ones(tmp_path):
     assert run(tmp_path, 0, gates=file)[0] < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -146,6 +148,7 @@ def test_sixty_updates_of_longer_episodes_find_the_branch_too(changes, tmp_path)
     assert file.learned["updates"] == 60 and gates["layer_0"] > 0.7 and gates["layer_1"] < 0.3
 
 
+@pytest.mark.slow
 def test_gates_that_change_over_training_solve_it_too(tmp_path):
     _, restarted, _, file = learned_and_restarted(tmp_path, 0, gate_type="table", table_bins=3, meta_learning_rate=0.2)
     assert restarted > 0.85
