@@ -23,7 +23,7 @@ class GateLearner:
         evidence: of the gate gradients.
         updates: numbers of the run's updates after which the gates were updated.
         history: the gates (L,) before each of these.
-        skipped: meta-updates left out because a gradient was not finite.
+        skipped: meta-updates left out because a gradient was not finite, or no weight had moved.
     """
 
     def __init__(
@@ -68,9 +68,10 @@ class GateLearner:
             update: number of the run's updates so far.
 
         Returns:
-            Whether it was done; not where the gradient is not finite.
+            Whether it was done; not where the gradient is not finite, or 0 throughout: at the rate of 0 that a warm-up
+            starts with, an update says nothing of any gate.
         """
-        if not bool(torch.isfinite(gradient).all()):
+        if not bool(torch.isfinite(gradient).all()) or not bool(gradient.any()):
             self.skipped += 1
             return False
         # The gradient of this scalar is the meta-gradient, whatever the gates are computed from.

@@ -47,7 +47,7 @@ def plot_gates(file: GatesFile, folder: Path) -> Path | None:
         ratio = file.evidence.get(name, {}).get("signal_to_noise", 0.0)
         right.text(min(file.gates[number], top) + 0.01 * top, number, f"{ratio:.1f}", va="center", fontsize=7)
     right.set_xlim(0, 1.12 * top)
-    right.set_xlabel("final gate; number: |mean gradient| / standard error; dashes: mean gate")
+    right.set_xlabel("final gate (number: signal to noise; dashes: mean)")
     right.set_title("green: open, red: close, grey: no evidence")
     save_figure(figure, folder / PLOT_NAME)
     return folder / PLOT_NAME

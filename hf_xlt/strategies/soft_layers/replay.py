@@ -62,6 +62,12 @@ def check_attention(model: Any) -> None:
         )
 
 
+def _plain_attention() -> contextlib.AbstractContextManager:
+    # Fused attention has no second derivative. Backward passes are inside too: activation checkpointing runs forward
+    # passes again in them.
+    return sdpa_kernel(SDPBackend.MATH)
+
+
 class SourceReplay:
     """The source passes of one update, for `reverse_episode`; loads the weights before it into the model.
 
@@ -95,9 +101,10 @@ class SourceReplay:
             raw = self._raw if self._raw is not None else self._gradient(micro_batch, True)
             self._raw = None
             pairs = [(g, part) for g, part in zip(raw, direction, strict=True) if g.requires_grad]
-            found = torch.autograd.grad(
-                [g for g, _ in pairs], self.parameters, [part for _, part in pairs], allow_unused=True
-            )
+            with _plain_attention():
+                found = torch.autograd.grad(
+                    [g for g, _ in pairs], self.parameters, [part for _, part in pairs], allow_unused=True
+                )
             for place, product in enumerate(found):
                 if product is not None:
                     total[place] += product
@@ -109,14 +116,10 @@ class SourceReplay:
         trainer.window, place = micro_batch.window, micro_batch.window.current
         micro_batch.window.current = micro_batch.place
         try:
-            # Fused attention has no second derivative; the plain kernel is entered around this part only.
-            with (
-                generators_kept(trainer.args.device, micro_batch.generators),
-                sdpa_kernel(SDPBackend.MATH),
-                trainer.compute_loss_context_manager(),
-            ):
-                loss = trainer.compute_loss(bare, micro_batch.inputs, num_items_in_batch=micro_batch.window.units)
-            found = torch.autograd.grad(loss, self.parameters, create_graph=keep_graph, allow_unused=True)
+            with generators_kept(trainer.args.device, micro_batch.generators), _plain_attention():
+                with trainer.compute_loss_context_manager():
+                    loss = trainer.compute_loss(bare, micro_batch.inputs, num_items_in_batch=micro_batch.window.units)
+                found = torch.autograd.grad(loss, self.parameters, create_graph=keep_graph, allow_unused=True)
         finally:
             micro_batch.window.current = place
             trainer.window = window

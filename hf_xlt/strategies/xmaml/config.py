@@ -144,11 +144,6 @@ def _problems(config: XMAMLConfig) -> list[str]:
     return problems
 
 
-def _reentrant(config: XMAMLConfig) -> bool:
-    options = config.gradient_checkpointing_kwargs or {}
-    return bool(config.gradient_checkpointing) and bool(options.get("use_reentrant"))
-
-
 REFUSALS = (
     Refusal(
         lambda config: bool(config.fsdp or config.deepspeed),
@@ -162,11 +157,6 @@ REFUSALS = (
     Refusal(
         lambda config: config.torch_compile,
         "`torch_compile` is not supported: inner steps run the model on other weights. Leave it off.",
-    ),
-    Refusal(
-        _reentrant,
-        "reentrant activation checkpointing does not go with inner steps, which differentiate by other tensors than "
-        'the model\'s own. Set `--activation-checkpointing-kwargs {"use_reentrant": false}`.',
     ),
     Refusal(
         lambda config: config.meta_optimizer in ("lomo", "adalomo"),

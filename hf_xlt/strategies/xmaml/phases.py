@@ -71,6 +71,9 @@ def _meta_train(context: RunContext, folder: Path, previous: Path | None) -> XMA
         # A task is as large as an update of the stage before; it is not cut into micro-batches.
         task_batch_size=config.task_batch_size or _update_size(config),
         gradient_accumulation_steps=1,
+        # Its forward passes would be run again on the model's own weights in place of the adapted ones.
+        gradient_checkpointing=False,
+        activation_checkpointing=False,
     )
     return context.build_trainer(
         XMAMLTrainer,

@@ -40,14 +40,19 @@ class XMAMLTrainer(XLTTrainer):
     averaged over them.
 
     Raises:
-        ConfigError: there are no auxiliary data, the inner scope names no weight, or the attention kernel has no
-            second derivative.
+        ConfigError: activations are checkpointed, there are no auxiliary data, the inner scope names no weight, or the
+            attention kernel has no second derivative.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Build a trainer; arguments as for `XLTTrainer`."""
         super().__init__(*args, **kwargs)
         config: XMAMLConfig = self.args
+        if config.gradient_checkpointing:
+            raise ConfigError(
+                "activation checkpointing runs forward passes again on the model's own weights, where inner steps "
+                "need the adapted ones. Leave it off for `XMAMLTrainer`."
+            )
         if not self.role_datasets.get(AUXILIARY):
             raise ConfigError(
                 "there are no auxiliary languages to learn from: give labelled data of some in "

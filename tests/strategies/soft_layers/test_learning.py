@@ -221,6 +221,23 @@ def test_cosines_are_at_most_one_and_keep_their_signs(tmp_path):
     assert (cosine.abs() <= 1).all() and (torch.sign(raw) == torch.sign(cosine)).all() and cosine.abs().max() > 1e-3
 
 
+def test_checkpointed_activations_have_the_same_exact_gradients(tmp_path):
+    told = {}
+    for checkpointing in (False, True):
+        trainer = soft(
+            tmp_path / str(checkpointing),
+            model=make_model(hidden_dropout_prob=0.3).double(),
+            inner_steps=3,
+            meta_gradient="exact",
+            optim="sgd",
+            learning_rate=0.3,
+            activation_checkpointing=checkpointing,
+        )
+        told[checkpointing] = watched(trainer)
+        trainer.train()
+    torch.testing.assert_close(torch.stack(told[True]), torch.stack(told[False]), rtol=1e-8, atol=1e-12)
+
+
 # ---- Audit
 
 
@@ -265,13 +282,14 @@ def test_languages_take_turns_and_processes_share_a_batch():
     assert [own_rows(10, 7, rank, 3) for rank in range(3)] == [(10, 2), (12, 2), (14, 3)]
 
 
-def test_a_gradient_that_is_not_finite_is_left_out():
+def test_gradients_that_are_not_finite_or_say_nothing_are_left_out():
     from hf_xlt.strategies.soft_layers.gates import ConstantGates
 
     learner = GateLearner(ConstantGates(2), ("de",), 0.1)
     values = learner.gates(0.0)
     assert not learner.learn(values, torch.tensor([1.0, float("nan")]).double(), 0, 1)
-    assert learner.count == 1 and (learner.gates.table == 0).all()
+    assert not learner.learn(values, torch.zeros(2).double(), 0, 1)
+    assert learner.count == 2 and (learner.gates.table == 0).all() and int(learner.evidence.updates.sum()) == 0
     assert learner.learn(values, torch.tensor([1.0, -1.0]).double(), 0, 2)
     assert learner.gates.table[0, 0] < 0 < learner.gates.table[0, 1]
 

@@ -208,6 +208,8 @@ def test_without_meta_learning_rate_the_meta_stage_changes_nothing(tmp_path):
 
 
 def test_settings_that_cannot_be_used_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="activation checkpointing runs forward passes again"):
+        trainer_of(tmp_path, activation_checkpointing=True)
     with pytest.raises(ConfigError, match="no auxiliary languages"):
         trainer_of(tmp_path, auxiliary={})
     with pytest.raises(ConfigError, match="`inner_steps` is 0.*`support_share` is 1"):
