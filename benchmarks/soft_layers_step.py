@@ -3,7 +3,7 @@
 Runs whole episodes (k gated updates, query pass, meta-update) of the real trainers on the same batches and divides by
 k plain steps. FLOPs are counted with eager attention. Bars, per inner step: one step and first order (k + 1) / k *
 1.03; exact gradients (12 k + 3) / (3 k) * 1.05, where 12 is the paper specification's floor in forward passes; a whole
-`trajectory` run (2 + 1 / k) * 1.03. X-MAML is held against its `cost`, per language. Wall ratios are medians over
+`trajectory` run (2 + 1 / k) * 1.03. X-MAML is held against its `meta_cost`. Wall ratios are medians over
 rounds in an order that rotates; they are reported and have no bar.
 
     python benchmarks/soft_layers_step.py
@@ -34,7 +34,7 @@ from robust_step import SHAPES, build_batches, build_model, synchronize  # noqa:
 from hf_xlt.strategies.finetune import FinetuneConfig, FinetuneTrainer  # noqa: E402
 from hf_xlt.strategies.soft_layers import SoftLayerSelectionConfig, SoftLayerSelectionTrainer  # noqa: E402
 from hf_xlt.strategies.xmaml import XMAMLConfig, XMAMLTrainer  # noqa: E402
-from hf_xlt.strategies.xmaml.cost import cost as xmaml_cost  # noqa: E402
+from hf_xlt.strategies.xmaml.cost import meta_cost  # noqa: E402
 
 SOFT = (SoftLayerSelectionTrainer, SoftLayerSelectionConfig)
 XMAML = (XMAMLTrainer, XMAMLConfig)
@@ -119,7 +119,7 @@ def bar_of(variant: str) -> float | None:
     if trainer_cls is FinetuneTrainer or "gate_values" in settings:
         return BAR
     if trainer_cls is XMAMLTrainer:
-        return xmaml_cost(config_cls(output_dir="unused", use_cpu=True, **settings)) * BAR
+        return meta_cost(config_cls(output_dir="unused", use_cpu=True, **settings)) * BAR
     steps = settings.get("inner_steps", 1)
     if settings.get("meta_gradient") == "exact":
         return (12 * steps + 3) / (3 * steps) * EXACT_BAR

@@ -29,6 +29,7 @@ class Learning:
         learner: gates and their optimizer.
         episode: the one under way.
         audits: what the audit found.
+        goes_back: whether exact gradients over several updates are computed, ever.
     """
 
     def __init__(self, trainer: SoftLayerSelectionTrainer) -> None:
@@ -55,7 +56,8 @@ class Learning:
             freezing_bonus=config.freezing_bonus,
         )
         self.exact = config.inner_steps > 1 and config.meta_gradient == "exact"
-        if self.exact or (config.inner_steps > 1 and config.audit_episodes):
+        self.goes_back = self.exact or (config.inner_steps > 1 and config.audit_episodes > 0)
+        if self.goes_back:
             check_attention(trainer.model)
         self.episode = Episode()
         self.origin: list[Tensor] | None = None

@@ -257,13 +257,7 @@ def differentiable_step(
     if point.requires_grad:
         # Reading the gradient of a tensor that is no leaf warns otherwise.
         point.retain_grad()
-    try:
-        optimizer = optimizer_cls([point], lr=settings["lr"], differentiable=True)
-    except TypeError as error:
-        raise ConfigError(
-            f"optimizer `{optimizer_cls.__name__}` cannot be differentiated, which exact meta-gradients over several "
-            "steps and the audit need. Set `meta_gradient` to first_order and `audit_episodes` to 0, or use AdamW."
-        ) from error
+    optimizer = _differentiable(optimizer_cls, point, settings["lr"])
     fixed = {"foreach": False, "fused": False, "capturable": False, "differentiable": True}
     known = optimizer.param_groups[0]
     known.update({name: value for name, value in {**settings, **fixed}.items() if name in known and name != "params"})
@@ -277,6 +271,25 @@ def differentiable_step(
         point.grad = gradient.clone()
         optimizer.step()
     return point, dict(optimizer.state[point])
+
+
+def check_differentiable(optimizer_cls: type[torch.optim.Optimizer]) -> None:
+    """Refuse an optimizer whose steps cannot be differentiated.
+
+    Raises:
+        ConfigError: it is none of `torch.optim` with `differentiable=True`.
+    """
+    _differentiable(optimizer_cls, torch.zeros(1, requires_grad=True), 1e-3)
+
+
+def _differentiable(optimizer_cls: type[torch.optim.Optimizer], point: Tensor, rate: float) -> torch.optim.Optimizer:
+    try:
+        return optimizer_cls([point], lr=rate, differentiable=True)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"optimizer `{optimizer_cls.__name__}` cannot be differentiated, which exact meta-gradients over several "
+            "steps and the audit need. Set `meta_gradient` to first_order and `audit_episodes` to 0, or use AdamW."
+        ) from error
 
 
 @contextmanager

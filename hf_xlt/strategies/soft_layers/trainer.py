@@ -21,6 +21,7 @@ from hf_xlt.strategies.soft_layers.episodes import Episode, load_passes, passes_
 from hf_xlt.strategies.soft_layers.gates_file import GatesFile
 from hf_xlt.strategies.soft_layers.gating import GatedOptimizer
 from hf_xlt.strategies.soft_layers.learning import Learning
+from hf_xlt.strategies.soft_layers.meta_gradient import check_differentiable
 from hf_xlt.strategies.soft_layers.query import AUXILIARY
 from hf_xlt.strategies.soft_layers.rates import check_optimizer
 from hf_xlt.strategies.soft_layers.replay import MicroBatch, generator_states
@@ -90,6 +91,8 @@ class SoftLayerSelectionTrainer(XLTTrainer):
             raise ConfigError("an optimizer that exists cannot be gated; name it by `optim` in the config.")
         optimizer = super().create_optimizer(model)
         check_optimizer(optimizer)
+        if self.learning is not None and self.learning.goes_back:
+            check_differentiable(type(optimizer))
         self.gated = GatedOptimizer(optimizer, self.setup.group_numbers(), self._choose)
         if isinstance(self.setup.source, ComputedGates):
             self.setup.source.momenta = optimizer.state

@@ -9,6 +9,11 @@ if TYPE_CHECKING:
 
 
 def cost(config: XMAMLConfig) -> float:
+    """Return the cost of an update of the first stage: plain fine-tuning, or a meta-update for one language."""
+    return 1.0 if config.fine_tune_first else meta_cost(config)
+
+
+def meta_cost(config: XMAMLConfig) -> float:
     """Return the cost of a meta-update per auxiliary language, in plain steps of as many examples.
 
     With s the share of the support and k inner steps: a support or query gradient costs its share of a plain step, and

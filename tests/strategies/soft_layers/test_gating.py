@@ -139,6 +139,9 @@ def test_settings_and_data_that_cannot_be_used_are_refused(tmp_path):
         config_of(tmp_path, gate_type="mlp", inner_steps=2)
     with pytest.raises(ConfigError, match="`gate_values` is 'x'"):
         config_of(tmp_path, gate_values="x")
+    with pytest.raises(ConfigError, match="`Adafactor` cannot be differentiated.*`audit_episodes` to 0"):
+        soft(tmp_path, optim="adafactor", inner_steps=2).create_optimizer()
+    soft(tmp_path, optim="adafactor", inner_steps=2, audit_episodes=0).create_optimizer()
     trainer = soft(tmp_path)
     trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.1)
     with pytest.raises(ConfigError, match="cannot be gated"):

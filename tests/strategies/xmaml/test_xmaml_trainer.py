@@ -10,6 +10,7 @@ from transformers import DataCollatorWithPadding
 from hf_xlt.errors import ConfigError
 from hf_xlt.registry import get_strategy
 from hf_xlt.strategies.xmaml import XMAMLConfig, XMAMLTrainer
+from hf_xlt.strategies.xmaml.cost import cost, meta_cost
 from hf_xlt.training.phases import run_phases
 
 STRATEGY = get_strategy("xmaml")
@@ -199,6 +200,15 @@ def test_stages(tmp_path):
     assert len(trainer.train_dataset) == 6 and trainer.args.learning_rate == 1e-5
     with pytest.raises(ConfigError, match="add `--shots 100` with `--few-shot-mode joint`"):
         stages(tmp_path / "none", False, few_shot_steps=4)
+
+
+def test_cost_counts_passes_over_halves_of_a_task(tmp_path):
+    def of(**changes):
+        return meta_cost(config_of(tmp_path, **changes))
+
+    assert (of(), of(order="first"), of(order="plain"), of(order="reptile", inner_steps=3)) == (2, 1, 1, 3)
+    assert of(inner_steps=3) == 5 and of(order="first", inner_steps=3, support_share=0.25) == 1.5
+    assert cost(config_of(tmp_path)) == 1 and cost(config_of(tmp_path, fine_tune_first=False)) == 2
 
 
 def test_without_meta_learning_rate_the_meta_stage_changes_nothing(tmp_path):
