@@ -34,6 +34,10 @@ _PUBLIC = {
     "MetaXLTrainer": "hf_xlt.strategies.metaxl",
     "RobustConfig": "hf_xlt.strategies.robust",
     "RobustTrainer": "hf_xlt.strategies.robust",
+    "SoftLayerSelectionConfig": "hf_xlt.strategies.soft_layers",
+    "SoftLayerSelectionTrainer": "hf_xlt.strategies.soft_layers",
+    "XMAMLConfig": "hf_xlt.strategies.xmaml",
+    "XMAMLTrainer": "hf_xlt.strategies.xmaml",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -304,7 +304,7 @@ def check_arguments(arguments: Arguments) -> None:
             "`--select-on-target-validation` selects nothing without `--load-best-model-at-end` "
             "(with `--eval-strategy epoch --save-strategy epoch`)."
         )
-    _check_roles(arguments.strategy, data)
+    _check_roles(arguments.strategy, config, data)
     arguments.strategy.check(config, data.task)
 
 
@@ -316,14 +316,17 @@ _ROLE_FIELDS = {
 }
 
 
-def _check_roles(strategy: Strategy, data: DataArguments) -> None:
+def _check_roles(strategy: Strategy, config: Any, data: DataArguments) -> None:
+    waived = strategy.waived_roles(config)
+    needed = [role for role in strategy.roles if role not in waived]
     for role, (name, how) in _ROLE_FIELDS.items():
         given = bool(getattr(data, name))
-        if role in strategy.roles and not given:
+        if role in needed and not given:
             raise ConfigError(f"strategy `{strategy.name}` needs {how}.")
-        if given and role not in (*strategy.roles, *strategy.optional_roles):
+        if given and role not in (*needed, *strategy.optional_roles):
+            these = " with these settings" if role in waived else ""
             raise ConfigError(
-                f"strategy `{strategy.name}` takes no {role} data; leave `--{name.replace('_', '-')}` out."
+                f"strategy `{strategy.name}` takes no {role} data{these}; leave `--{name.replace('_', '-')}` out."
             )
 
 

@@ -23,6 +23,8 @@ STRATEGIES = {
     "meta-pretrain": "hf_xlt.strategies.meta_pretraining",
     "averaging": "hf_xlt.strategies.averaging",
     "metaxl": "hf_xlt.strategies.metaxl",
+    "soft-layers": "hf_xlt.strategies.soft_layers",
+    "xmaml": "hf_xlt.strategies.xmaml",
 }
 
 ROLES = ("source", "target", "auxiliary", "text")
@@ -72,6 +74,7 @@ class Strategy:
         paper: its source; None for a baseline.
         roles: data roles that must be met (`ROLES`); `source` always is one.
         optional_roles: data roles that it uses when given.
+        waived_roles: which of `roles` do not apply under a config, and are then not taken.
         tasks: names in `hf_xlt.tasks.TASKS` that it supports; empty means every task.
         phases: the phases of a run, from the config; None is one phase with `trainer_cls`.
         invariances: what leaves a run's result unchanged (`INVARIANCES`).
@@ -91,6 +94,7 @@ class Strategy:
     paper: Paper | None = None
     roles: tuple[str, ...] = ("source",)
     optional_roles: tuple[str, ...] = ("target",)
+    waived_roles: Callable[[Any], tuple[str, ...]] = lambda config: ()
     tasks: tuple[str, ...] = ()
     phases: Callable[[Any], Sequence[RunPhase]] | None = None
     invariances: frozenset[str] = frozenset(INVARIANCES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ def make_context(
         "disable_tqdm": True,
         "logging_steps": 1,
     }
+    if "meta_steps" in {entry.name for entry in dataclasses.fields(strategy.config_cls)}:
+        settings |= {"meta_steps": changes.get("max_steps", 6), "meta_learning_rate": 1e-3}
+        settings["meta_optimizer"] = changes.get("optim", "adamw_torch")
+        # The adapters of one stage are merged into the weights that the next one freezes; one stage shows what moves.
+        settings["fine_tune_first"] = peft is None
     if "text" in strategy.roles:
         settings |= {"total_steps": 4, "row_length": 16, "pretraining_batch_size": 4}
     torch.set_num_threads(1)
@@ -55,7 +61,8 @@ def make_context(
             return loaded if peft is None else wrap(loaded, peft, task, seed=changes.get("seed", 42))
         # A new head comes from the global generator, wherever the phase before left it.
         set_seed(0)
-        return BertForSequenceClassification.from_pretrained(previous)
+        found = BertForSequenceClassification.from_pretrained(previous)
+        return found if peft is None else wrap(found, peft, task, seed=changes.get("seed", 42))
 
     def load_masked_lm(previous: Path | None) -> BertForMaskedLM:
         if previous is None:

@@ -59,6 +59,11 @@ def arguments(strategy, out, batch):
             " --text-dataset data/{split}.{lang}.jsonl --total-steps 6 --meta-learning-rate 0.05 --row-length 16 "
             f"--pretraining-batch-size {batch}"
         )
+    if "auxiliary" in get_strategy(strategy).roles:
+        line += " --auxiliary-dataset data/{split}.{lang}.jsonl --auxiliary-languages sw"
+    if strategy == "xmaml":
+        line += " --meta-steps 4 --meta-learning-rate 0.01 --inner-learning-rate 0.1 --task-batch-size 8"
+        line += " --meta-optimizer sgd"
     if get_strategy(strategy).averages:
         line += " --average-evaluate --eval-strategy steps --eval-steps 3"
     if lora:

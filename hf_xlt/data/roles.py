@@ -148,9 +148,12 @@ def resolve_data(
     if trains:
         sets[TRAINING] = finder.find(TRAINING, dict.fromkeys(languages, source), arguments.source_split)
     targets = _target_sources(arguments, source)
-    target_languages, homes = _target_languages(arguments, targets)
     if trains:
-        sets[AUXILIARY] = finder.find_beside(AUXILIARY, arguments.auxiliary_dataset, arguments.auxiliary_languages)
+        beside = finder.find_beside(AUXILIARY, arguments.auxiliary_dataset, arguments.auxiliary_languages)
+        sets[AUXILIARY] = _without_sources(beside, arguments)
+    auxiliary = [entry.language for entry in sets.get(AUXILIARY, [])]
+    target_languages, homes = _target_languages(arguments, targets, auxiliary)
+    if trains:
         sets[TEXT] = finder.find_beside(TEXT, arguments.text_dataset, arguments.text_languages)
     if needs_validation:
         sets[VALIDATION] = finder.find(VALIDATION, dict.fromkeys(languages, source), arguments.validation_split)
@@ -221,17 +224,44 @@ def _places(targets: Sequence[_Target]) -> str:
     return ", ".join(f"`{getattr(target.source, 'pattern', target.source.name)}`" for target in targets)
 
 
+def _without_sources(entries: list[DataSet], arguments: DataArguments) -> list[DataSet]:
+    """Take the source languages out of the auxiliary ones, unless they were named."""
+    named = [language for language in arguments.source_languages if language in arguments.auxiliary_languages]
+    if entries and named:
+        raise ConfigError(
+            f"`{named[0]}` is both a source and an auxiliary language; leave it out of `--auxiliary-languages`."
+        )
+    others = [entry for entry in entries if entry.language not in arguments.source_languages]
+    if entries and not others:
+        raise ConfigError("the auxiliary data hold no language but the source; give data of another.")
+    return others
+
+
 def _target_languages(
-    arguments: DataArguments, targets: Sequence[_Target]
+    arguments: DataArguments, targets: Sequence[_Target], auxiliary: Sequence[str]
 ) -> tuple[tuple[str, ...], dict[str, Source]]:
-    """Choose the target languages, and for each where its data lie: the first source that has it."""
+    """Choose the target languages, and for each where its data lie: the first source that has it.
+
+    An auxiliary language has labels in training: scoring it among the zero-shot targets would flatter their average.
+    """
     homes: dict[str, Source] = {}
     for target in targets:
         for language in target.limited_to or target.source.languages(arguments.target_split):
             homes.setdefault(language, target.source)
-    present = [language for language in homes if language not in arguments.source_languages]
+    present = [language for language in homes if language not in (*arguments.source_languages, *auxiliary)]
+    both = [language for language in auxiliary if language in arguments.target_languages]
+    if both:
+        raise ConfigError(
+            f"`{both[0]}` is both an auxiliary and a target language. A target language is one without training "
+            "labels; leave it out of one of the lists."
+        )
     if ALL_LANGUAGES in arguments.target_languages:
         chosen = present
+        if not chosen and auxiliary:
+            raise ConfigError(
+                f"every language of the target data is an auxiliary one ({', '.join(auxiliary)}), so no zero-shot "
+                "target is left. Name fewer with `--auxiliary-languages`."
+            )
         if not chosen:
             raise ConfigError(
                 f"no target language has a `{arguments.target_split}` split in "

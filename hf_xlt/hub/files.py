@@ -32,6 +32,8 @@ ALLOWED = (
     "generalized.json",
     "generalized.md",
     "generalized.png",
+    "gates.json",
+    "gates.png",
 )
 # Files that say where they came from; vocabularies are not searched, whose pieces may look like paths.
 _SEARCHED = (

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from transformers import EarlyStoppingCallback, TrainerCallback
 
@@ -38,6 +38,14 @@ if TYPE_CHECKING:
 LEDGER_NAME = "phases.json"
 FINAL_NAME = "final"
 TRAIN = "train"
+
+
+@runtime_checkable
+class LeavesFiles(Protocol):
+    """A trainer that leaves files of its own beside a phase's model; the last phase's lie in the run's directory."""
+
+    def leave_files(self, folder: Path) -> None:
+        """Write them; called on the first process, after the model is saved."""
 
 
 @dataclass(frozen=True)
@@ -283,6 +291,8 @@ def _save(trainer: XLTTrainer, folder: Path) -> None:
         save_final(merged(model), trainer.processing_class, folder, {ADAPTER_NAME: model})
     else:
         save_final(model, trainer.processing_class, folder)
+    if isinstance(trainer, LeavesFiles):
+        trainer.leave_files(folder)
 
 
 def check_finished(name: str, fingerprint: str | None, done: dict[str, Any]) -> None:

@@ -1,0 +1,230 @@
+"""Does learning the gates help? Plain fine-tuning, auxiliary labels used plainly, X-MAML, soft layers and its rivals.
+
+    python benchmarks/soft_layers_transfer.py --task topic --data DATA --auxiliary hi,sw --targets ar,de,yo \
+        --output-dir runs/soft-topic
+
+Every method trains with the same seeds; all but those marked `no labels` see exactly the same auxiliary labels. The
+auxiliary languages are scored nowhere among the targets, and the targets are the same for every method. Printed: mean
+over seeds, and the difference from `finetune` with the same seed, its mean and 95 % interval (Student's t over seeds).
+Each run's scores are kept as JSON, with the gates where there are any; runs that are done are not repeated. Target
+labels score the last weights and choose nothing.
+
+`--leave-one-out` chooses hyper-parameters without a target language: for each setting of a grid, every auxiliary
+language in turn is left out of learning and scored in its place, on its validation data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from robust_transfer import difference, slug
+
+from hf_xlt.cli.main import main as hf_xlt
+
+AUXILIARY, PLAIN_DATA, SOURCES = "auxiliary", "none", "as source languages"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train.
+
+    Attributes:
+        name: for the table.
+        arguments: of `hf-xlt run`.
+        labels: what auxiliary labels are to it: a role of their own, nothing, or further source languages.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    labels: str = AUXILIARY
+
+
+def method(name: str, line: str, labels: str = AUXILIARY) -> Method:
+    """Make a method from its arguments as one line."""
+    return Method(name, tuple(line.split()), labels)
+
+
+SOFT = "--strategy soft-layers"
+META = "--strategy xmaml --meta-steps {meta_steps} --task-batch-size 32"
+METHODS = (
+    method("finetune (no labels)", "--strategy finetune", PLAIN_DATA),
+    method("finetune on source and auxiliary", "--strategy finetune", SOURCES),
+    method("source, then auxiliary", f"{META} --order plain"),
+    method("xmaml second", f"{META} --order second --inner-learning-rate 1e-3"),
+    method("xmaml first", f"{META} --order first --inner-learning-rate 1e-3"),
+    method("xmaml cross-language", f"{META} --episode cross_language --inner-learning-rate 1e-3"),
+    method("soft-layers trajectory", SOFT),
+    method("soft-layers episodic", f"{SOFT} --mode episodic --inner-steps 5"),
+    method("soft-layers online", f"{SOFT} --mode online"),
+    method("one gate for all", f"{SOFT} --granularity uniform"),
+    method("shuffled gates", f"{SOFT} --shuffle-gates"),
+    method("freeze_bottom (no labels)", f"{SOFT} --profile freeze_bottom --frozen-layers {{frozen}}", PLAIN_DATA),
+    method("layerwise_decay (no labels)", f"{SOFT} --profile layerwise_decay", PLAIN_DATA),
+    method("gradual_unfreezing (no labels)", f"{SOFT} --profile gradual_unfreezing", PLAIN_DATA),
+    method("auto_rgn (no labels)", f"{SOFT} --profile auto_rgn", PLAIN_DATA),
+)
+SHARED = "--bf16 --learning-rate 1e-4 --warmup-steps 0.1 --per-device-train-batch-size 32 --save-strategy no "
+SHARED += "--disable-tqdm --threads 1 --attn-implementation eager --overwrite"
+GRID = (("--meta-learning-rate", ("0.03", "0.1", "0.3")), ("--inner-steps", ("1", "5")))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task with its data.
+
+    Attributes:
+        arguments: of every run.
+        source: data of the source language.
+        auxiliary: patterns of auxiliary data.
+        split: their split that is learned from.
+    """
+
+    arguments: tuple[str, ...]
+    source: str
+    auxiliary: str
+    split: str
+
+
+def jobs(data: Path) -> dict[str, Job]:
+    """Return the tasks by name."""
+    shared = tuple(SHARED.split())
+    topic = str(data / "topic_sib200/{split}.{lang}.parquet")
+    pos, pud = str(data / "pos_ewt/{split}.{lang}.parquet"), str(data / "pos_pud/{split}.{lang}.parquet")
+    tagging = ("--task", "token-classification", "--target-dataset", pud)
+    return {
+        "topic": Job((*shared, "--num-train-epochs", "5"), topic, topic, "train"),
+        "pos": Job((*shared, *tagging, "--num-train-epochs", "1"), pos, pud, "train"),
+    }
+
+
+def data_arguments(job: Job, labels: str, auxiliary: list[str], targets: str) -> list[str]:
+    """Return the arguments that say what is learned from and scored."""
+    own = ["--dataset", job.source, "--target-languages", targets]
+    if labels == AUXILIARY:
+        own += ["--auxiliary-dataset", job.auxiliary, "--auxiliary-languages", ",".join(auxiliary)]
+        own += ["--auxiliary-split", job.split]
+    elif labels == SOURCES:
+        own += ["--source-languages", ",".join(["en", *auxiliary])]
+    return own
+
+
+def run(arguments: list[str], folder: Path) -> dict:
+    """Train and score once, or read what an earlier call left; return scores, and gates where there are any."""
+    kept = folder.parent / f"{folder.name}.json"
+    if not kept.is_file():
+        if hf_xlt(["run", *arguments, "--output-dir", str(folder)]):
+            raise SystemExit(f"the run in {folder} failed")
+        scores = json.loads((folder / "results.json").read_text())
+        record = json.loads((folder / "xlt_run.json").read_text())
+        scores["phases"] = record["phases"]
+        gates = folder / "gates.json"
+        if gates.is_file():
+            scores["gates"] = json.loads(gates.read_text())
+            picture = folder / "gates.png"
+            if picture.is_file():
+                shutil.copy2(picture, folder.parent / f"{folder.name}.png")
+        kept.write_text(json.dumps(scores))
+        shutil.rmtree(folder)
+    return json.loads(kept.read_text())
+
+
+def source_score(scores: dict) -> float:
+    """Return the score on English in percent, whatever other languages were trained on."""
+    entry = scores["languages"]["en"]
+    return 100 * entry["metrics"][scores["metric"]]
+
+
+def compare(options: argparse.Namespace, job: Job) -> int:
+    """Run every method with every seed and print the table."""
+    auxiliary = options.auxiliary.split(",")
+    fill = {"meta_steps": str(options.meta_steps), "frozen": str(options.frozen_layers)}
+    table: dict[str, tuple[list[float], list[float]]] = {}
+    for one in METHODS:
+        if options.methods and not one.name.startswith(tuple(options.methods)):
+            continue
+        if one.labels == SOURCES and job.source != job.auxiliary:
+            print(f"SKIPPED {one.name}: source and auxiliary data lie in different places", flush=True)
+            continue
+        arguments = [part.format(**fill) for part in one.arguments]
+        arguments += [*job.arguments, *data_arguments(job, one.labels, auxiliary, options.targets)]
+        arguments += ["--model", options.model, *options.more]
+        scores = [
+            run([*arguments, "--seed", str(seed)], options.output_dir / f"{slug(one.name)}-{seed}")
+            for seed in range(options.seeds)
+        ]
+        table[one.name] = (
+            [source_score(entry) for entry in scores],
+            [100 * entry["target_average"] for entry in scores],
+        )
+        print(f"DONE {one.name}: English {table[one.name][0]}, targets {table[one.name][1]}", flush=True)
+    plain = table.get(METHODS[0].name)
+    print("\n| method | English | against finetune | targets | against finetune |\n|:--|--:|--:|--:|--:|")
+    for name, columns in table.items():
+        cells = []
+        for place, values in enumerate(columns):
+            gap = difference(values, plain[place]) if plain and name != METHODS[0].name else ""
+            cells += [f"{statistics.mean(values):.1f}", gap]
+        print(f"| {name} | {' | '.join(cells)} |")
+    return 0
+
+
+def leave_one_out(options: argparse.Namespace, job: Job) -> int:
+    """Score every setting of the grid on auxiliary languages that were left out of learning."""
+    auxiliary = options.auxiliary.split(",")
+    if len(auxiliary) < 2:
+        raise SystemExit("leaving one auxiliary language out needs two or more.")
+    (first, firsts), (second, seconds) = GRID
+    best: tuple[float, list[str]] = (-1.0, [])
+    for one in firsts:
+        for two in seconds:
+            setting, values = [first, one, second, two], []
+            for held_out in auxiliary:
+                rest = [language for language in auxiliary if language != held_out]
+                arguments = [*SOFT.split(), *setting, *job.arguments, *data_arguments(job, AUXILIARY, rest, held_out)]
+                arguments += [
+                    "--target-split",
+                    "validation",
+                    "--model",
+                    options.model,
+                    "--seed",
+                    "1001",
+                    *options.more,
+                ]
+                name = f"left-out-{held_out}-{slug('-'.join(setting))}"
+                values.append(100 * run(arguments, options.output_dir / name)["target_average"])
+            mean = statistics.mean(values)
+            print(f"SETTING {' '.join(setting)}: {mean:.1f} over {', '.join(auxiliary)} {values}", flush=True)
+            best = max(best, (mean, setting))
+    print(f"BEST {' '.join(best[1])}: {best[0]:.1f}")
+    return 0
+
+
+def main() -> int:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=("topic", "pos"), required=True)
+    parser.add_argument("--data", type=Path, required=True, help="folder with topic_sib200, pos_ewt, ...")
+    parser.add_argument("--auxiliary", required=True, help="auxiliary languages, separated by commas")
+    parser.add_argument("--targets", required=True, help="target languages, separated by commas")
+    parser.add_argument("--methods", nargs="*", help="beginnings of names; default all")
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--meta-steps", type=int, default=100, help="meta-updates of X-MAML and its baseline")
+    parser.add_argument("--frozen-layers", type=int, default=2)
+    parser.add_argument("--leave-one-out", action="store_true")
+    parser.add_argument("more", nargs="*", help="further arguments of every run, after --")
+    options = parser.parse_args()
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    job = jobs(options.data)[options.task]
+    return leave_one_out(options, job) if options.leave_one_out else compare(options, job)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
