@@ -20,7 +20,7 @@ __all__ = ["STRATEGY", "MetaXLConfig", "MetaXLTrainer"]
 _PAPER = Paper(
     title="MetaXL: Meta Representation Transformation for Low-resource Cross-lingual Learning",
     authors="Mengzhou Xia, Guoqing Zheng, Subhabrata Mukherjee, Milad Shokouhi, Graham Neubig, Ahmed Hassan Awadallah",
-    venue="NAACL 2021, pages 499-511",
+    venue="NAACL 2021",
     url="https://arxiv.org/abs/2104.07908",
     bibtex="""@inproceedings{xia-etal-2021-metaxl,
   title = {{MetaXL}: Meta Representation Transformation for Low-resource Cross-lingual Learning},
@@ -29,7 +29,6 @@ _PAPER = Paper(
   booktitle = {Proceedings of the 2021 Conference of the North American Chapter of the Association for Computational
     Linguistics: Human Language Technologies},
   year = {2021},
-  pages = {499--511},
 }""",
 )
 
