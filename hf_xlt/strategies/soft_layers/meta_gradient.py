@@ -154,8 +154,7 @@ def reverse_episode(
     total = torch.zeros(len(gates), dtype=torch.float64)
     factors = [float(gates[group]) for group in index]
     for number in reversed(range(len(steps))):
-        step = steps[number]
-        source = replay(step)
+        step, source = steps[number], replay(steps[number])
         raw = source.gradients(curved=number > 0)
         gradients = clipped(raw, max_norm)
         gradient_adjoints = []

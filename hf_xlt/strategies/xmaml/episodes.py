@@ -105,8 +105,8 @@ def meta_gradient(
 
     Args:
         weights: n weights; they are not changed.
-        support: loss of the support examples as a function of the weights.
-        query: loss of the query examples. For `reptile` and `plain` `support` alone is used, over all examples.
+        support: loss of the support examples as a function of the weights; of all examples for `reptile` and `plain`.
+        query: loss of the query examples.
         order: `second` (exact), `first` (the query gradient at the adapted weights), `reptile` or `plain`.
         rate: alpha; above 0 for reptile.
         steps: k.
@@ -116,8 +116,7 @@ def meta_gradient(
     Returns:
         n numbers like `weights`, and this process's share of the loss that they descend on, detached.
     """
-    mean = mean or (lambda tensors: tensors)
-    scope = [True] * len(weights) if scope is None else list(scope)
+    mean, scope = mean or (lambda tensors: tensors), scope or [True] * len(weights)
     if order == PLAIN:
         leaves = [weight.detach().requires_grad_() for weight in weights]
         loss = support(leaves)
