@@ -135,7 +135,7 @@ def reverse_episode(
 
     With a the adjoint of the weights and s that of the optimizer's state: zeta_l += <a_l, delta_t,l>; (z * a, s) go
     back through the optimizer's step to the weights, the clipped gradient and the state before it; the gradient's
-    adjoint goes back through clipping and the Hessian. Verified against autograd through the unrolled episode.
+    adjoint goes back through clipping and the Hessian.
 
     Args:
         query: query gradient at the end of the episode.
@@ -150,12 +150,11 @@ def reverse_episode(
         (L,) float64.
     """
     adjoint = [q.clone() for q in query]
-    state_adjoints: list[dict[str, Tensor]] = [{} for _ in adjoint]
+    state_adjoints: list[dict[str, Tensor]] = [{} for _ in query]
     total = torch.zeros(len(gates), dtype=torch.float64)
     factors = [float(gates[group]) for group in index]
     for number in reversed(range(len(steps))):
-        step = steps[number]
-        source = replay(step)
+        step, source = steps[number], replay(steps[number])
         raw = source.gradients(curved=number > 0)
         gradients = clipped(raw, max_norm)
         gradient_adjoints = []

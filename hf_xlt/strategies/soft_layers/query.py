@@ -52,9 +52,6 @@ def query_gradient(
         number: how many query batches came before; the examples are a function of it.
         size: examples of the batch, over all processes.
         dropout: leave dropout on.
-
-    Returns:
-        n numbers in tensors like `parameters`.
     """
     args, bare = trainer.args, trainer.bare_model()
     loader = trainer.endless_loader(AUXILIARY, language)

@@ -105,21 +105,18 @@ def meta_gradient(
 
     Args:
         weights: n weights; they are not changed.
-        support: loss of the support examples as a function of the weights.
-        query: loss of the query examples. For `reptile` and `plain` `support` alone is used, over all examples.
-        order: `second`: exact; `first`: the query gradient at the adapted weights; `reptile`: (theta - theta_k) /
-            (alpha k); `plain`: the gradient without any inner step.
+        support: loss of the support examples as a function of the weights; of all examples for `reptile` and `plain`.
+        query: loss of the query examples.
+        order: `second` (exact), `first` (the query gradient at the adapted weights), `reptile` or `plain`.
         rate: alpha; above 0 for reptile.
         steps: k.
-        scope: whether each tensor is adapted in the inner steps; None is all of them. All get a meta-gradient.
+        scope: whether each tensor is adapted; None is all of them. All get a meta-gradient.
         mean: averages gradients over processes; None where there is one.
 
     Returns:
-        n numbers in tensors like `weights`, and the detached loss that they descend on: at the adapted weights for
-        `second` and `first`, else at the initial ones. Scalars are this process's share.
+        n numbers like `weights`, and this process's share of the loss that they descend on, detached.
     """
-    mean = mean or (lambda tensors: tensors)
-    scope = [True] * len(weights) if scope is None else list(scope)
+    mean, scope = mean or (lambda tensors: tensors), scope or [True] * len(weights)
     if order == PLAIN:
         leaves = [weight.detach().requires_grad_() for weight in weights]
         loss = support(leaves)
