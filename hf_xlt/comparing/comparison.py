@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hf_xlt.arguments import RunArguments
 from hf_xlt.comparing.runs import ComparedRun, Condition, find_runs, group, shared_languages
 from hf_xlt.comparing.statistics import (
     PairedItems,
@@ -20,7 +21,8 @@ from hf_xlt.errors import ConfigError, close_match
 from hf_xlt.languages import english_name
 from hf_xlt.results import SOURCE, TARGET, percent
 
-BASELINE = "finetune"
+# The strategy that a run has unasked is the one that others are measured against.
+BASELINE = RunArguments.strategy
 LEVEL = 0.05
 
 
