@@ -33,7 +33,8 @@ def arguments_of(task: str, data: Path) -> tuple[str, ...]:
     if task == "pos":
         pud = str(data / "pos_pud/{split}.{lang}.parquet")
         source = str(data / "pos_ewt/{split}.{lang}.parquet")
-        return (*TAGGING, "--dataset", source, "--target-dataset", pud, "--num-train-epochs", "1")
+        targets = ("--target-dataset", pud, "--target-languages", "ar,de,hi,id,tr")
+        return (*TAGGING, "--dataset", source, *targets, "--num-train-epochs", "1")
     source = str(data / "ner_uner/{split}.{lang}.parquet")
     african = str(data / "ner_masakhaner_nc/{split}.{lang}.parquet")
     return (

@@ -31,9 +31,9 @@ def run(strategy, folder, **changes):
     return trainer, ledger
 
 
-def last_folder(strategy, folder):
+def last_folder(strategy, folder, peft=None):
     """Where the last phase, which trains the task, keeps its checkpoints."""
-    return phase_folders(make_context(strategy, folder).phases(), folder)[-1][0]
+    return phase_folders(make_context(strategy, folder, peft=peft).phases(), folder)[-1][0]
 
 
 def forget_the_end(strategy, folder):
@@ -132,7 +132,7 @@ def test_resuming_in_the_second_epoch_is_exact_under_trainer_options(strategy, p
     settings = {"max_steps": 11, "save_steps": 8, "peft": peft, **changes}
     whole, _ = run(strategy, tmp_path, **settings)
     forget_the_end(strategy, tmp_path)
-    (last_folder(strategy, tmp_path) / "checkpoint-11/complete.json").unlink()
+    (last_folder(strategy, tmp_path, peft) / "checkpoint-11/complete.json").unlink()
     resumed, ledger = run_phases(make_context(strategy, tmp_path, **settings), tmp_path, resume=True)
     assert resumptions(ledger) == [8]
     assert same_weights(whole.bare_model(), resumed.bare_model())
