@@ -46,7 +46,7 @@ def arguments_of(task: str, data: Path) -> tuple[str, ...]:
         "--target-dataset",
         african,
         "--max-steps",
-        "200",
+        "120",
     )
 
 
