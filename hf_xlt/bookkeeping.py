@@ -129,17 +129,16 @@ def add_test_fingerprints(record: RunRecord, plan: DataPlan) -> None:
 
 
 def _is_test(role: str) -> bool:
-    from hf_xlt.data.roles import SOURCE_TEST, TARGET_TEST
+    from hf_xlt.data.roles import AUXILIARY_TEST, SOURCE_TEST, TARGET_TEST
 
-    return role in (SOURCE_TEST, TARGET_TEST)
+    return role in (SOURCE_TEST, TARGET_TEST, AUXILIARY_TEST)
 
 
 def describe_languages(plan: DataPlan) -> dict[str, list[dict[str, str]]]:
     """Name the languages of each role."""
     groups = {"source": plan.source_languages, "target": plan.target_languages}
-    auxiliary = [entry.language for entry in plan.sets.get("auxiliary", [])]
-    if auxiliary:
-        groups["auxiliary"] = tuple(auxiliary)
+    if plan.auxiliary_languages:
+        groups["auxiliary"] = plan.auxiliary_languages
     return {
         role: [{"code": code, "iso": iso_code(code), "name": english_name(code)} for code in codes]
         for role, codes in groups.items()

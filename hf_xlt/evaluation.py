@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_xlt.data.labels import LabelInventory
-from hf_xlt.data.roles import SOURCE_TEST, TARGET_TEST, DataPlan, DataSet
+from hf_xlt.data.roles import AUXILIARY_TEST, SOURCE_TEST, TARGET_TEST, DataPlan, DataSet
 from hf_xlt.files import write_json, write_text
 from hf_xlt.languages import english_name
 from hf_xlt.plotting import load_pyplot, save_figure
-from hf_xlt.results import FLOOR, SOURCE, TARGET, LanguageScore, Results, markdown
+from hf_xlt.results import AUXILIARY, FLOOR, ROLES, SOURCE, TARGET, LanguageScore, Results, markdown
 from hf_xlt.tasks import Encoding, Task
 from hf_xlt.training.languages import language_metrics
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 RESULTS_NAME = "results.json"
 TABLE_NAME = "results.md"
 PLOT_NAME = "results.png"
+_COLOURS = {SOURCE: "tab:orange", TARGET: "tab:blue", AUXILIARY: "tab:green"}
 
 
 def encode(
@@ -61,7 +62,7 @@ def read_tests(
     tokenizer: PreTrainedTokenizerBase,
     inventory: LabelInventory | None,
     max_length: int,
-    roles: tuple[str, ...] = (SOURCE_TEST, TARGET_TEST),
+    roles: tuple[str, ...] = (SOURCE_TEST, TARGET_TEST, AUXILIARY_TEST),
 ) -> dict[str, Any]:
     """Read and encode every test set, or the sets of other roles; the first moment at which test rows are looked at.
 
@@ -80,6 +81,7 @@ def score(
     task: Task,
     source_languages: tuple[str, ...],
     keep_items: Callable[[str, EvalPrediction], None] | None = None,
+    auxiliary_languages: tuple[str, ...] = (),
 ) -> Results:
     """Score a trainer's model on test sets by language.
 
@@ -89,9 +91,10 @@ def score(
         task: what they are scored on.
         source_languages: which of them are source languages.
         keep_items: called with each language and its predictions.
+        auxiliary_languages: which of them had labels in training beside the source; the rest are targets.
 
     Returns:
-        The scores, source languages first.
+        The scores, source languages first, auxiliary ones last.
     """
     predictions = trainer.predict_languages(datasets)
     # Closes the progress bar, and tells callbacks that this was no evaluation to select by.
@@ -103,13 +106,13 @@ def score(
     scores = [
         LanguageScore(
             language,
-            SOURCE if language in source_languages else TARGET,
+            SOURCE if language in source_languages else AUXILIARY if language in auxiliary_languages else TARGET,
             task.count_examples(datasets[language]),
             language_metrics(prediction, trainer.compute_metrics, config),
         )
         for language, prediction in predictions.items()
     ]
-    return Results(task.metric, tuple(sorted(scores, key=lambda entry: entry.role != SOURCE)))
+    return Results(task.metric, tuple(sorted(scores, key=lambda entry: ROLES.index(entry.role))))
 
 
 def write_results(folder: Path, results: Results, beside: Mapping[str, Results] | None = None) -> list[str]:
@@ -145,13 +148,15 @@ def plot(path: Path, results: Results) -> bool:
         return False
     scores = sorted(results.scores, key=lambda entry: entry.metrics[results.metric])
     values = [100 * entry.metrics[results.metric] for entry in scores]
-    colours = ["tab:orange" if entry.role == SOURCE else "tab:blue" for entry in scores]
+    colours = [_COLOURS[entry.role] for entry in scores]
     figure, axes = pyplot.subplots(figsize=(7, 1.2 + 0.28 * len(scores)), layout="constrained")
     bars = axes.barh([f"{english_name(entry.language)} ({entry.language})" for entry in scores], values, color=colours)
     axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
     axes.set(xlabel=f"{results.metric.replace('_', ' ')} (%)", xlim=(0, 105))
     axes.margins(y=0.01)
-    handles = [pyplot.Rectangle((0, 0), 1, 1, color=colour) for colour in ("tab:orange", "tab:blue")]
-    figure.legend(handles, ["source language", "target languages"], loc="outside upper center", ncols=2, frameon=False)
+    present = [role for role in ROLES if role == TARGET or results.of_role(role)]
+    handles = [pyplot.Rectangle((0, 0), 1, 1, color=_COLOURS[role]) for role in present]
+    labels = [f"{role} language{'s' * (role != SOURCE)}" for role in present]
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(present), frameon=False)
     save_figure(figure, path)
     return True

@@ -10,6 +10,8 @@ from hf_xlt.languages import english_name
 
 SOURCE = "source"
 TARGET = "target"
+AUXILIARY = "auxiliary"
+ROLES = (SOURCE, TARGET, AUXILIARY)
 
 # Models whose scores stand beside a run's, by the name of their column, and what they are.
 FLOOR = "floor"
@@ -26,7 +28,7 @@ class LanguageScore:
 
     Attributes:
         language: code as in the data.
-        role: `source` or `target`.
+        role: `source`, `target`, or `auxiliary` for a language that had labels in training beside the source.
         examples: number of test examples.
         metrics: values by metric name; fractions in [0, 1], `loss` in nats per unit.
     """
@@ -43,7 +45,7 @@ class Results:
 
     Attributes:
         metric: name of the main metric, which averages and rankings use.
-        scores: one entry per language, source languages first.
+        scores: one entry per language, source languages first, auxiliary ones last.
     """
 
     metric: str
@@ -61,7 +63,7 @@ class Results:
         raise KeyError(language)
 
     def of_role(self, role: str) -> tuple[LanguageScore, ...]:
-        """Return the scores of the source or of the target languages."""
+        """Return the scores of the languages of a role."""
         return tuple(score for score in self.scores if score.role == role)
 
     def average(self, role: str) -> float | None:
@@ -104,6 +106,7 @@ class Results:
             "target_average": self.target_average,
             "transfer_gap": self.transfer_gap,
             "worst_language": self.worst_language,
+            **({"auxiliary_average": self.average(AUXILIARY)} if self.of_role(AUXILIARY) else {}),
         }
 
     @classmethod
@@ -130,6 +133,10 @@ class Results:
             lines.append(f"Worst language {percent(self.value(worst))}, {english_name(worst)} ({worst})")
         if self.transfer_gap is not None:
             lines.append(f"Transfer gap   {percent(self.transfer_gap)} points (source average minus target average)")
+        auxiliary = self.of_role(AUXILIARY)
+        if auxiliary:
+            names = ", ".join(score.language for score in auxiliary)
+            lines.append(f"Auxiliary      {percent(self.average(AUXILIARY))}, over {names}: not in the target average")
         for name, other in (beside or {}).items():
             if other.target_average is not None:
                 source = "" if other.source_average is None else f", source {percent(other.source_average)}"

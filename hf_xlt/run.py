@@ -194,8 +194,14 @@ class Run:
         ).load_trained(self.plan.task)
         return context.build_trainer(XLTTrainer, context.config_for(self.folder), model)
 
+    def _score_languages(self, trainer: Any, features: dict[str, Any], keep_items: Any = None) -> Results:
+        from hf_xlt.evaluation import score
+
+        plan = self.plan
+        return score(trainer, features, plan.task, plan.source_languages, keep_items, plan.auxiliary_languages)
+
     def _score(self, trainer: Any, prepared: Any) -> tuple[dict[str, Any], Results, GeneralizedResults | None]:
-        from hf_xlt.evaluation import read_tests, score
+        from hf_xlt.evaluation import read_tests
         from hf_xlt.generalized import score_generalized
         from hf_xlt.items import ItemScores
 
@@ -210,7 +216,7 @@ class Run:
                 "command with `--resume`, which only scores."
             ) from error
         items = ItemScores(self.plan.task, prepared.inventory)
-        results = score(trainer, tests, self.plan.task, self.plan.source_languages, items.add)
+        results = self._score_languages(trainer, tests, items.add)
         if is_first_process():
             items.write(self.folder)
         if pairs is None:
@@ -222,15 +228,16 @@ class Run:
         """Score what stands beside the run: the model it started from, and rivals of its average."""
         from hf_xlt.comparators import compare
         from hf_xlt.data.roles import TARGET_VALIDATION, VALIDATION
-        from hf_xlt.evaluation import read_tests, score
+        from hf_xlt.evaluation import read_tests
         from hf_xlt.training.trainer import XLTTrainer
 
-        context, task, asked = prepared.context, self.plan.task, self.arguments.average.average_compare
-        languages = self.plan.source_languages
-        start = prepared.model.load_task_model(task, prepared.inventory) if self.arguments.data.shots else None
+        context, asked = prepared.context, self.arguments.average.average_compare
+        start = (
+            prepared.model.load_task_model(self.plan.task, prepared.inventory) if self.arguments.data.shots else None
+        )
         if start is not None:
             trainer = context.build_trainer(XLTTrainer, context.config_for(self.folder), start)
-            record.zero_shot = score(trainer, tests, task, languages).to_dict()
+            record.zero_shot = self._score_languages(trainer, tests).to_dict()
         if not asked:
             return
         validation = read_tests(
@@ -245,7 +252,7 @@ class Run:
             self.folder,
             averaged(record.phases)["steps"],
             results,
-            lambda folder, features: score(self._scoring_trainer(context, folder), features, task, languages),
+            lambda folder, features: self._score_languages(self._scoring_trainer(context, folder), features),
             validation,
             tests,
         ).to_dict()
@@ -254,7 +261,6 @@ class Run:
         """Train and score the same architecture from random weights, plainly, without saving anything."""
         from transformers import set_seed
 
-        from hf_xlt.evaluation import score
         from hf_xlt.training.trainer import XLTTrainer
 
         context = prepared.context
@@ -272,7 +278,7 @@ class Run:
             trainer.train()
             if context.flag.raised:
                 raise Interrupted(f"the floor was not measured; everything else is saved in `{self.folder}`.")
-            return score(trainer, tests, self.plan.task, self.plan.source_languages)
+            return self._score_languages(trainer, tests)
 
     def _keep(self, record: RunRecord, status: str) -> None:
         record.status = status

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hf_xlt.arguments import DataArguments
 from hf_xlt.data.generalized import choose_pair_sets, join_pairs
 from hf_xlt.data.labels import LabelInventory
-from hf_xlt.data.roles import DataPlan, resolve_data
+from hf_xlt.data.roles import AUXILIARY, AUXILIARY_TEST, SOURCE_TEST, TARGET_TEST, DataPlan, resolve_data
 from hf_xlt.data.sources import EMBEDDED
 from hf_xlt.errors import ConfigError
 from hf_xlt.evaluation import RESULTS_NAME, longest_input, read_tests, score, write_results
@@ -73,7 +73,9 @@ def evaluate_model(
     record = RunRecord.read(model) if (Path(model) / RECORD_NAME).is_file() else None
     plan = _plan(record, data)
     task = plan.task
-    folder = _output_folder(model, record, plan.of_role("target")[0].source.name, output_dir)
+    folder = _output_folder(
+        model, record, plan.of_role(TARGET_TEST, AUXILIARY_TEST, SOURCE_TEST)[0].source.name, output_dir
+    )
     if (folder / RESULTS_NAME).is_file() and not overwrite:
         raise ConfigError(f"`{folder}` holds results already; add `--overwrite`, or give another `--output-dir`.")
     if data.generalized:
@@ -93,7 +95,7 @@ def evaluate_model(
     with tempfile.TemporaryDirectory() as scratch:
         trainer = scoring_trainer(loaded, tokenizer, task, inventory, scratch, batch_size)
         items = ItemScores(plan.task, inventory)
-        results = score(trainer, tests, plan.task, plan.source_languages, items.add)
+        results = score(trainer, tests, plan.task, plan.source_languages, items.add, plan.auxiliary_languages)
         generalized = score_generalized(trainer, pairs, plan.task, encoding, results, progress) if pairs else None
     folder.mkdir(parents=True, exist_ok=True)
     written = write_results(folder, results) + [items.write(folder)] + replace_generalized(folder, generalized)
@@ -134,6 +136,7 @@ def _plan(record: RunRecord | None, data: DataArguments) -> DataPlan:
     if record is not None:
         # The windows are those of the run, so that its scores come out again.
         plan.window_overlap = record.arguments.get("window_overlap", plan.window_overlap)
+        plan.set_apart({language["code"] for language in record.languages.get(AUXILIARY, [])})
     return plan
 
 

@@ -15,6 +15,7 @@ from hf_xlt.record import FINISHED, RECORD_NAME, RunRecord
 
 # How deep below a folder runs are looked for: a sweep's runs lie one below it, several sweeps' two.
 _DEPTH = 2
+_TESTS = ("source test", "target", "auxiliary test")
 # Settings that make no other condition: seeds, and what changes nothing in the result.
 _SEEDS = frozenset({"seed", "data_seed", "shot_seed", "average_compare", "batch_eval_metrics"})
 
@@ -170,30 +171,35 @@ def _confounded(conditions: Sequence[Condition]) -> list[str]:
 
 
 def shared_languages(runs: Sequence[ComparedRun], notes: list[str]) -> list[str]:
-    """Return the languages that all runs scored on the same test data, in the order of the first run.
+    """Return the languages that all runs scored on the same test data in one role, in the order of the first run.
+
+    A language that is a target to one run and had labels in another cannot be compared.
 
     Raises:
         ConfigError: there is none.
     """
     kept, left = [], []
     for score in runs[0].record.scores.scores:
-        prints = {_fingerprint(run, score.language) for run in runs}
-        (kept if len(prints) == 1 and None not in prints else left).append(score.language)
+        tested = {_tested(run, score.language) for run in runs}
+        (kept if len(tested) == 1 and None not in tested else left).append(score.language)
     others = {entry.language for run in runs for entry in run.record.scores.scores} - {*kept, *left}
     left += sorted(others)
     if not kept:
         raise ConfigError("no language was scored on the same test data by all runs; there is nothing to compare.")
     if left:
-        notes.append(f"not scored by all runs on the same test data, and left out: {', '.join(left)}.")
+        notes.append(
+            f"not scored by all runs on the same test data and in the same role, and left out: {', '.join(left)}."
+        )
     return kept
 
 
-def _fingerprint(run: ComparedRun, language: str) -> str | None:
+def _tested(run: ComparedRun, language: str) -> tuple[str, str] | None:
+    """Return a language's role in a run and the fingerprint of what it was tested on."""
     scored = {entry.language: entry.role for entry in run.record.scores.scores}
     if language not in scored:
         return None
-    for role in ("source test", "target"):
+    for role in _TESTS:
         found = run.record.data.get(role, {}).get("fingerprints", {}).get(language)
         if found is not None:
-            return str(found)
+            return scored[language], str(found)
     return None

@@ -5,8 +5,8 @@ Test sets are inspected here (file, columns, size) and read only for the final s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from hf_xlt.data.labels import LabelInventory
@@ -28,6 +28,7 @@ SHOTS = "few-shot"
 SOURCE_TEST = "source test"
 TARGET_TEST = "target"
 AUXILIARY = "auxiliary"
+AUXILIARY_TEST = "auxiliary test"
 TEXT = "text"
 ALL_LANGUAGES = "all"
 
@@ -92,6 +93,20 @@ class DataPlan:
     given_labels: Sequence[str] | None
     window_overlap: int = 0
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def auxiliary_languages(self) -> tuple[str, ...]:
+        """Languages other than the source with labels in training, which are therefore no targets."""
+        return tuple(dict.fromkeys(entry.language for entry in self.of_role(AUXILIARY, AUXILIARY_TEST)))
+
+    def set_apart(self, auxiliary: Collection[str]) -> None:
+        """Score languages as auxiliary ones: the model to be scored had labels in them, so they are no targets."""
+        targets = self.of_role(TARGET_TEST)
+        self.sets[AUXILIARY_TEST] = [
+            replace(entry, role=AUXILIARY_TEST) for entry in targets if entry.language in auxiliary
+        ]
+        self.sets[TARGET_TEST] = [entry for entry in targets if entry.language not in auxiliary]
+        self.target_languages = tuple(code for code in self.target_languages if code not in auxiliary)
 
     def of_role(self, *roles: str) -> list[DataSet]:
         """Return the data sets of some roles."""
@@ -169,6 +184,7 @@ def resolve_data(
     if scores:
         sets[SOURCE_TEST] = list(finder.find_source_test(source, languages, targets, notes))
         sets[TARGET_TEST] = finder.find(TARGET_TEST, homes, arguments.target_split)
+        sets[AUXILIARY_TEST] = list(finder.find_auxiliary_test(sets.get(AUXILIARY, []), targets))
     _check_same_columns(entry for role in sets if role != TEXT for entry in sets[role])
     shots, labels, overlap = arguments.shot_seed, arguments.labels, arguments.window_overlap
     plan = DataPlan(task, languages, target_languages, sets, shots, labels, overlap, notes)
@@ -324,6 +340,19 @@ class _Finder:
                 notes.append(
                     f"Source language `{language}` has no `{split}` split: no transfer gap can be given for it."
                 )
+
+    def find_auxiliary_test(self, auxiliary: Sequence[DataSet], targets: Sequence[_Target]) -> Iterator[DataSet]:
+        """Find the auxiliary languages' test sets, where there are any: they are scored apart from the targets."""
+        split = self.arguments.target_split
+        for entry in auxiliary:
+            for candidate in (entry.source, *(target.source for target in targets)):
+                try:
+                    present = entry.language in candidate.languages(split)
+                except ConfigError:
+                    continue
+                if present and not (candidate is entry.source and split == entry.split):
+                    yield self._check(AUXILIARY_TEST, entry.language, split, candidate, None)
+                    break
 
     def _check(self, role: str, language: str, split: str, source: Source, limit: int | None) -> DataSet:
         shape = source.inspect(language, split)

@@ -16,7 +16,7 @@ from hf_xlt.comparing.statistics import PairedItems, bootstrap_interval, item_te
 from hf_xlt.errors import ConfigError
 from hf_xlt.items import ItemScores
 from hf_xlt.record import RUNNING
-from hf_xlt.results import SOURCE, TARGET, LanguageScore, Results
+from hf_xlt.results import AUXILIARY, SOURCE, TARGET, LanguageScore, Results
 from hf_xlt.tasks import get_task
 
 LANGUAGES = {"en": SOURCE, "de": TARGET, "sw": TARGET}
@@ -138,6 +138,20 @@ def test_languages_scored_on_other_data_are_left_out(tmp_path):
     plant(tmp_path / "c", "averaging", 0, 0.5, data="1")
     with pytest.raises(ConfigError, match="no language was scored on the same test data"):
         compare_runs([str(tmp_path)])
+
+
+def test_a_language_with_labels_in_one_run_is_no_target_of_the_comparison(tmp_path):
+    """Same test data, but an auxiliary language to one strategy: its gain there would be no transfer."""
+    plant(tmp_path / "a", "finetune", 0, 0.5)
+    other = plant(tmp_path / "b", "robust", 0, 0.5)
+    record = json.loads((other / "xlt_run.json").read_text())
+    record["results"]["languages"]["sw"]["role"] = AUXILIARY
+    prints = record["data"]["target"]["fingerprints"]
+    record["data"]["auxiliary test"] = {"fingerprints": {"sw": prints.pop("sw")}}
+    (other / "xlt_run.json").write_text(json.dumps(record))
+    found = compare_runs([str(tmp_path)])
+    assert found.roles == {"en": SOURCE, "de": TARGET}
+    assert any("in the same role, and left out: sw" in note for note in found.notes)
 
 
 def test_only_common_seeds_are_paired(tmp_path):

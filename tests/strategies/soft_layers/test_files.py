@@ -184,7 +184,21 @@ def test_runs_by_command(tmp_path, monkeypatch, capsys):
     record = RunRecord.read("learned")
     assert [phase["name"] for phase in record.phases] == ["gates", "train"]
     assert [entry["code"] for entry in record.languages["target"]] == ["de", "zh"]
-    assert set(record.results["languages"]) == {"en", "de", "zh"}
+    languages = record.results["languages"]
+    assert [(code, entry["role"]) for code, entry in languages.items()] == [
+        ("en", "source"),
+        ("de", "target"),
+        ("zh", "target"),
+        ("sw", "auxiliary"),
+    ]
+    own = [languages[code]["metrics"][record.results["metric"]] for code in ("de", "zh")]
+    assert record.results["target_average"] == sum(own) / 2
+    assert record.data["auxiliary test"]["fingerprints"].keys() == {"sw"}
+    assert "over sw: not in the target average" in (tmp_path / "learned" / "results.md").read_text()
+    again = "evaluate learned --dataset data/{split}.{lang}.jsonl --output-dir again"
+    assert main(again.split()) == 0
+    scored = json.loads((tmp_path / "again" / "results.json").read_text())
+    assert scored["languages"] == languages and scored["target_average"] == record.results["target_average"]
     facts = record.phases[1]["soft_layers"]
     assert facts["verdicts"].keys() == facts["gates"].keys() and not facts["learned_here"]
     assert record.phases[0]["soft_layers"]["gates"] == facts["gates"]
