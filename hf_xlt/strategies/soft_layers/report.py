@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_xlt.strategies.soft_layers.gates_file import GATES_NAME, GatesFile, thin
+from hf_xlt.strategies.soft_layers.movement import movement
 from hf_xlt.strategies.soft_layers.plots import plot_gates
 from hf_xlt.strategies.soft_layers.source import ComputedGates
 
@@ -67,6 +68,11 @@ def describe(trainer: SoftLayerSelectionTrainer) -> dict[str, Any]:
         "mean_gate": round(sum(values) / len(values), 6),
         "learned_here": trainer.learning is not None,
     }
+    if trainer.start is not None:
+        weights = dict(trainer.model.named_parameters())
+        facts["movement"] = movement(
+            trainer.start, weights, setup.groups.members, facts["gates"], config.learning_rate
+        )
     if setup.frozen:
         facts["frozen_groups"] = list(setup.frozen)
     file = gates_file(trainer)

@@ -40,6 +40,7 @@ class SoftLayerSelectionTrainer(XLTTrainer):
     Attributes:
         setup: the layer groups and where their gates come from.
         learning: what learns them; None while they are known.
+        start: copies on the CPU of the trained weights before the first update; None before training.
 
     Raises:
         ConfigError: there are no auxiliary data to learn from, no group has a gate, given gates are of other groups,
@@ -67,6 +68,7 @@ class SoftLayerSelectionTrainer(XLTTrainer):
         self.setup = GateSetup.make(self.model, config, file, group_of)
         self.gated: GatedOptimizer | None = None
         self.learning: Learning | None = None
+        self.start: dict[str, Tensor] | None = None
         if self.setup.learns:
             if not self.role_datasets.get(AUXILIARY):
                 raise ConfigError(
@@ -104,6 +106,9 @@ class SoftLayerSelectionTrainer(XLTTrainer):
         Raises:
             RunError: as there, or the checkpoint is of a run without gates.
         """
+        if self.start is None:
+            trained = ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
+            self.start = {name: weight.detach().to("cpu", copy=True) for name, weight in trained}
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except ValueError as error:

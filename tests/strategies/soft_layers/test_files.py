@@ -16,6 +16,7 @@ from hf_xlt.strategies.soft_layers.cost import cost
 from hf_xlt.strategies.soft_layers.evidence import Evidence
 from hf_xlt.strategies.soft_layers.gates import FEATURES, make_gates
 from hf_xlt.strategies.soft_layers.gates_file import GatesFile, thin
+from hf_xlt.strategies.soft_layers.movement import relative_displacements
 from hf_xlt.strategies.soft_layers.report import gates_file
 
 NAMES = ("word_embeddings", "embeddings", "layer_0", "layer_1", "layer_2", "encoder_shared", "pooler")
@@ -52,6 +53,29 @@ def test_gates_of_a_file_are_those_of_the_run(tmp_path):
     facts = trainer.phase_facts()["soft_layers"]
     assert facts["auxiliary_languages"] == ["de", "sw"] and not facts["learned_here"]
     json.dumps(facts)
+
+
+def test_the_record_says_how_far_every_group_went(tmp_path):
+    """Effective learning rate and relative displacement, of gated, frozen and open groups."""
+    trainer = soft(tmp_path, auxiliary={}, gate_values='{"layer_0": 0, "layer_1": 0.01}')
+    start = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    found = trainer.phase_facts()["soft_layers"]["movement"]
+    assert found.keys() == set(trainer.setup.groups.names)
+    assert found["layer_0"] == {"learning_rate": 0.0, "displacement": 0.0}
+    assert found["layer_1"]["learning_rate"] == 1e-5 and found["head"]["learning_rate"] == 1e-3
+    assert 0 < 10 * found["layer_1"]["displacement"] < found["pooler"]["displacement"]
+    for group, names in trainer.setup.groups.members.items():
+        before = torch.cat([start[name].flatten() for name in names])
+        after = torch.cat([trainer.model.get_parameter(name).detach().flatten() for name in names])
+        expected = float((after - before).norm() / before.norm())
+        assert found[group]["displacement"] == pytest.approx(expected, rel=6e-3), group
+
+
+def test_weights_that_were_all_zero_have_no_relative_displacement():
+    before, after = {"a": torch.zeros(2), "b": torch.tensor([3.0, 4.0])}, {"a": torch.ones(2), "b": torch.zeros(2)}
+    found = relative_displacements(before, {**after, "c": torch.ones(1)}, {"x": ["a"], "y": ["b"], "z": ["c"]})
+    assert found == {"x": None, "y": 1.0, "z": 0.0}
 
 
 def test_a_model_of_another_depth_is_refused_unless_gates_are_interpolated(tmp_path):

@@ -99,17 +99,29 @@ def learned_and_restarted(folder, seed, **changes):
     return online, restarted, dict(zip(file.groups, file.gates, strict=True)), file
 
 
-def test_restart_with_learned_gates_solves_what_plain_fine_tuning_fails_at(tmp_path):
-    plain = [run(tmp_path, seed, gate_values="1")[0] for seed in SEEDS]
-    oracle = [run(tmp_path, seed, gate_values='{"layer_1": 0}')[0] for seed in SEEDS]
-    found = [learned_and_restarted(tmp_path, seed) for seed in SEEDS]
+def check_order(folder, seeds):
+    """Plain fine-tuning fails, learning online helps, a restart with the learned gates is near the oracle."""
+    plain = [run(folder, seed, gate_values="1")[0] for seed in seeds]
+    oracle = [run(folder, seed, gate_values='{"layer_1": 0}')[0] for seed in seeds]
+    found = [learned_and_restarted(folder, seed) for seed in seeds]
     online, restarted = [one[0] for one in found], [one[1] for one in found]
+    means = [round(statistics.mean(scores), 3) for scores in (plain, online, restarted, oracle)]
+    print(f"plain, online, restart, oracle over {len(seeds)} seeds: {means}")
     assert max(plain) < 0.2 and min(oracle) > 0.9
     assert min(restarted) > 0.85
     assert statistics.mean(plain) + 0.3 < statistics.mean(online) < statistics.mean(restarted) - 0.05
     for _, _, gates, file in found:
         assert gates["layer_0"] > 0.8 and gates["layer_1"] < 0.1
         assert file.evidence["layer_1"]["verdict"] == "close"
+
+
+def test_restart_with_learned_gates_solves_what_plain_fine_tuning_fails_at(tmp_path):
+    check_order(tmp_path, SEEDS)
+
+
+@pytest.mark.slow
+def test_it_does_so_over_five_seeds(tmp_path):
+    check_order(tmp_path, range(5))
 
 
 def test_a_cue_that_holds_in_the_auxiliary_language_keeps_its_branch_open(tmp_path):
