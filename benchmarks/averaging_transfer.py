@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 
-from scipy.stats import t as student
+from paired import difference, spread
 
 SHARED = "--bf16 --warmup-steps 0.1 --per-device-train-batch-size 32 --save-strategy no --disable-tqdm --threads 1 "
 SHARED += "--attn-implementation eager --average --average-compare last,source_dev --share-head"
@@ -39,20 +37,6 @@ def arguments_of(task: str, data: Path) -> tuple[str, ...]:
     african = str(data / "ner_masakhaner_nc/{split}.{lang}.parquet")
     targets = ("--target-dataset", source, "--target-dataset", african, "--target-languages", "zh,sw")
     return (*TAGGING, "--dataset", source, *targets, "--max-steps", "100")
-
-
-def spread(values: list[float]) -> str:
-    """Write mean and standard deviation."""
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
-
-
-def difference(values: list[float], others: list[float]) -> str:
-    """Write mean and 95 % interval of paired differences."""
-    gaps = [ours - theirs for ours, theirs in zip(values, others, strict=True)]
-    if len(gaps) < 2:
-        return f"{gaps[0]:+.1f}"
-    half = student.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / math.sqrt(len(gaps))
-    return f"{statistics.mean(gaps):+.1f} ± {half:.1f}"
 
 
 def table(folder: Path) -> list[str]:

@@ -16,6 +16,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from paired import spread
+
 from hf_xlt.cli.main import main as hf_xlt
 
 
@@ -93,12 +95,6 @@ def line(row: tuple) -> str:
         gap = statistics.mean(english) - statistics.mean(targets)
         cells += [spread(english), spread(targets), f"{gap:.1f}"]
     return "| " + " | ".join([*cells, f"{retrieved:.1f}"]) + " |"
-
-
-def spread(values: list[float]) -> str:
-    """Write mean and standard deviation."""
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{deviation}"
 
 
 def header(tasks: tuple[Task, ...] = TASKS) -> str:

@@ -6,9 +6,8 @@ is joint training on the source batch and the half of the target batch that trai
 published algorithm written out plainly, with an unrestricted second backward pass. In units of a source forward pass a
 joint step is 4.5, the exact product 12.5 in sequence and 8 with the gradient reused; the bars are 1.03 times that.
 
-Wall ratios are medians over rounds; every round times each variant once, in an order that rotates. Peak memory is what
-a step adds: allocated on the device, or resident in a forked process on a CPU. Needs torch, transformers and
-accelerate, nothing else.
+Wall ratios are medians over rounds in an order that rotates. Peak memory is what a step adds: allocated on the device,
+or resident in a forked process on a CPU. Needs torch, transformers and accelerate, nothing else.
 
     python benchmarks/metaxl_step.py
     python benchmarks/metaxl_step.py --shape xlm-r-base --device cuda --dtype bf16
@@ -17,24 +16,34 @@ accelerate, nothing else.
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
 import resource
 import statistics
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import XLMRobertaConfig, XLMRobertaForTokenClassification
+from transformers import XLMRobertaForTokenClassification
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]
+
+from stepping import (  # noqa: E402
+    add_shape_arguments,
+    fill_shape,
+    headline,
+    model_config,
+    take_step,
+    time_rounds,
+    training_settings,
+    wrap,
+)
 
 from hf_xlt.strategies.metaxl import MetaXLConfig, MetaXLTrainer  # noqa: E402
 
@@ -84,16 +93,8 @@ class Stepper:
 
     def step(self, number: int) -> None:
         """Do one update on source batch `number`."""
-        trainer = self.trainer
         batch = self.batches[number % len(self.batches)]
-        micro_batches, units = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
-        if self.public:
-            public_step(trainer, micro_batches[0])
-        else:
-            trainer.training_step(trainer.model_wrapped, micro_batches[0], units)
-        trainer.optimizer.step()
-        trainer.model_wrapped.zero_grad()
-        trainer.state.global_step += 1
+        take_step(self.trainer, batch, functools.partial(public_step, self.trainer) if self.public else None)
 
 
 def _mean_loss(model: nn.Module, states: Tensor, labels: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ def _states(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return model.roberta(batch["input_ids"], attention_mask=batch["attention_mask"])[0]
 
 
-def public_step(trainer: MetaXLTrainer, source: dict[str, Tensor]) -> None:
+def public_step(trainer: MetaXLTrainer, wrapped: nn.Module, source: dict[str, Tensor], units: Tensor) -> None:
     """Do the published update as its code states it: all weights cloned, second derivatives with respect to all."""
     model, rtn = trainer.bare_model(), trainer.rtn
     train, meta = trainer.target_window.trains[0], trainer.target_window.metas[0]
@@ -139,21 +140,8 @@ def public_step(trainer: MetaXLTrainer, source: dict[str, Tensor]) -> None:
 
 def build_model(options: argparse.Namespace, attention: str) -> nn.Module:
     """Return a randomly initialised XLM-R tagger of the asked shape."""
-    config = XLMRobertaConfig(
-        vocab_size=options.vocabulary,
-        hidden_size=options.hidden,
-        num_hidden_layers=options.layers,
-        num_attention_heads=options.heads,
-        intermediate_size=4 * options.hidden,
-        max_position_embeddings=options.length + 4,
-        hidden_dropout_prob=options.dropout,
-        attention_probs_dropout_prob=options.dropout,
-        type_vocab_size=1,
-        num_labels=9,
-        attn_implementation=attention,
-    )
     torch.manual_seed(0)
-    return XLMRobertaForTokenClassification(config)
+    return XLMRobertaForTokenClassification(model_config(options, attention, labels=9))
 
 
 def build_examples(options: argparse.Namespace, count: int, seed: int) -> list[dict[str, Tensor]]:
@@ -168,24 +156,13 @@ def build_examples(options: argparse.Namespace, count: int, seed: int) -> list[d
 
 def build_stepper(options: argparse.Namespace, variant: str, attention: str, folder: str) -> Stepper:
     """Return a trainer for a variant, wrapped as `train` would wrap it."""
-    config = MetaXLConfig(
-        output_dir=folder,
-        per_device_train_batch_size=options.batch,
-        rtn_bottleneck=options.bottleneck,
-        bf16=options.dtype == "bf16",
-        use_cpu=options.device == "cpu",
-        save_strategy="no",
-        report_to="none",
-        **VARIANTS[variant],
-    )
+    config = MetaXLConfig(**training_settings(options, folder), rtn_bottleneck=options.bottleneck, **VARIANTS[variant])
     target = build_examples(options, 100, seed=1)
     trainer = MetaXLTrainer(
         build_model(options, attention), config, train_dataset=[{}], role_datasets={"target": {"xx": target}}
     )
     trainer.state.max_steps = 1000
-    trainer.create_optimizer()
-    trainer.model_wrapped, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
-    trainer.model_wrapped.train()
+    wrap(trainer)
     source = build_examples(options, 4 * options.batch, seed=0)
     batches = [trainer.data_collator(source[i : i + options.batch]) for i in range(0, len(source), options.batch)]
     batches = [{name: value.to(options.device) for name, value in batch.items()} for batch in batches]
@@ -201,29 +178,6 @@ def count_flops(options: argparse.Namespace, folder: str) -> dict[str, int]:
             stepper.step(0)
         counted[variant] = counter.get_total_flops()
     return counted
-
-
-def synchronize(device: str) -> None:
-    """Wait for the device."""
-    if device != "cpu":
-        torch.get_device_module(device).synchronize()
-
-
-def time_rounds(options: argparse.Namespace, folder: str) -> dict[str, list[float]]:
-    """Return seconds per step of each variant, one entry per round."""
-    steppers = {variant: build_stepper(options, variant, options.attention, folder) for variant in options.variants}
-    seconds: dict[str, list[float]] = {variant: [] for variant in options.variants}
-    names = list(options.variants)
-    for round_number in range(options.warmup + options.repeats):
-        shift = round_number % len(names)
-        for variant in names[shift:] + names[:shift]:
-            synchronize(options.device)
-            start = time.perf_counter()
-            steppers[variant].step(round_number)
-            synchronize(options.device)
-            if round_number >= options.warmup:
-                seconds[variant].append(time.perf_counter() - start)
-    return seconds
 
 
 def peak_memory(options: argparse.Namespace, variant: str, folder: str) -> float:
@@ -265,11 +219,15 @@ def report(
         bar = BARS.get(variant)
         good = bar is None or ratio <= bar
         met &= good
-        wall = statistics.median(own / plain for own, plain in zip(seconds[variant], seconds["joint"], strict=True))
+        pairs = zip(seconds[variant], seconds["joint"], strict=True)
+        wall, milliseconds = float("nan"), float("nan")
+        if seconds[variant]:
+            wall = statistics.median(own / plain for own, plain in pairs)
+            milliseconds = 1000 * statistics.median(seconds[variant])
         verdict = "" if bar is None else "ok" if good else "OVER"
         print(
             f"{variant:<26}{ratio:>9.4f}{bar or '':>7}{verdict:>6}{wall:>8.3f}"
-            f"{1000 * statistics.median(seconds[variant]):>11.1f}{memory[variant]:>10.0f}"
+            f"{milliseconds:>11.1f}{memory[variant]:>10.0f}"
         )
     return met
 
@@ -277,21 +235,9 @@ def report(
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line; the shape's values fill what is not given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", choices=SHAPES, default="small")
-    for name in ("hidden", "layers", "heads", "vocabulary", "length", "batch", "bottleneck"):
-        parser.add_argument(f"--{name}", type=int)
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast on fp32 weights")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--attention", default="sdpa", help="kernel of the timed steps; FLOPs are counted with eager")
-    parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--repeats", type=int, default=9, help="timed rounds")
-    parser.add_argument("--warmup", type=int, default=1, help="rounds that are not timed")
-    parser.add_argument("--threads", type=int, default=1)
+    add_shape_arguments(parser, SHAPES, repeats=9)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="`joint` always runs")
-    options = parser.parse_args(argv)
-    for name, value in SHAPES[options.shape].items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
+    options = fill_shape(parser.parse_args(argv), SHAPES)
     options.variants = list(dict.fromkeys(["joint", *options.variants]))
     return options
 
@@ -300,20 +246,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; exit code 1 when a FLOP bar is missed."""
     options = parse(argv)
     torch.set_num_threads(options.threads)
-    machine = torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU"
     half = options.batch // 2
-    print(
-        f"XLM-R tagger, hidden {options.hidden}, layers {options.layers}, heads {options.heads}, vocabulary "
-        f"{options.vocabulary}, length {options.length}, batches of {options.batch} source, {half} target and {half} "
-        f"meta examples, RTN {options.bottleneck} wide after the last layer, {options.dtype}, dropout "
-        f"{options.dropout}, attention {options.attention} (timed) and eager (counted), AdamW, {machine}, threads "
-        f"{options.threads}, torch {torch.__version__}, transformers {transformers.__version__}; peer: joint training "
-        f"on the same batches; medians of {options.repeats} rounds of 1 step"
-    )
+    print(headline(options, "tagger", "joint training on the same batches"))
+    print(f"with {half} target and {half} meta examples; RTN {options.bottleneck} wide after the last layer")
     with tempfile.TemporaryDirectory() as folder:
         memory = measure_memory(options, folder)
         flops = count_flops(options, folder)
-        seconds = time_rounds(options, folder)
+        steppers = {name: build_stepper(options, name, options.attention, folder) for name in options.variants}
+        seconds = time_rounds(options, {name: stepper.step for name, stepper in steppers.items()})
     return 0 if report(options, flops, seconds, memory) else 1
 
 

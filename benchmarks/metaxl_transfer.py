@@ -13,15 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import shutil
-import statistics
 import sys
 from pathlib import Path
 
-from scipy.stats import t as student
-
-from hf_xlt.cli.main import main as hf_xlt
+from paired import difference, run_once, slug, spread
 
 # At the rates of a small encoder the factor η leaves the meta gradient far below the RTN's weight decay.
 UNIT = ("--meta-grad-scale", "unit")
@@ -68,33 +63,16 @@ def arguments_of(options: argparse.Namespace) -> list[str]:
 def run(options: argparse.Namespace, method: str, seed: int) -> dict:
     """Train and score once, or read what an earlier call left; return the scores."""
     folder = options.output_dir / f"{slug(method)}-{seed}"
-    kept = folder.with_name(f"{folder.name}.json")
-    if not kept.is_file():
-        own = [*arguments_of(options), "--seed", str(seed), "--output-dir", str(folder)]
-        if "finetune" not in METHODS[method]:
-            own += ["--strategy", "metaxl", "--shots", str(options.shots), "--shot-seed", str(seed)]
-            own += ["--rtn-lr", str(options.rtn_lr)] if "--rtn-lr" not in METHODS[method] else []
-        if hf_xlt(["run", *own, *METHODS[method]]):
-            raise SystemExit(f"the run in {folder} failed")
-        scores = json.loads((folder / "results.json").read_text())
-        scores["phases"] = json.loads((folder / "xlt_run.json").read_text())["phases"]
-        kept.write_text(json.dumps(scores))
-        shutil.rmtree(folder)
-    return json.loads(kept.read_text())
+    own = [*arguments_of(options), "--seed", str(seed)]
+    if "finetune" not in METHODS[method]:
+        own += ["--strategy", "metaxl", "--shots", str(options.shots), "--shot-seed", str(seed)]
+        own += ["--rtn-lr", str(options.rtn_lr)] if "--rtn-lr" not in METHODS[method] else []
+    return run_once([*own, *METHODS[method]], folder, phases)
 
 
-def slug(name: str) -> str:
-    """Write a name as part of a file's name."""
-    return "".join(char if char.isalnum() else "-" for char in name)
-
-
-def difference(values: list[float], peer: list[float]) -> str:
-    """Write mean and 95 % interval of paired differences."""
-    gaps = [ours - theirs for ours, theirs in zip(values, peer, strict=True)]
-    if len(gaps) < 2:
-        return f"{gaps[0]:+.1f}"
-    half = student.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / math.sqrt(len(gaps))
-    return f"{statistics.mean(gaps):+.1f} ± {half:.1f}"
+def phases(folder: Path) -> dict:
+    """Return what the record says of the phases."""
+    return {"phases": json.loads((folder / "xlt_run.json").read_text())["phases"]}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -127,9 +105,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"DONE {method}, seed {seed}: {score:.1f}", flush=True)
     print(f"\n| method | target | against {PEER} |\n|:--|--:|--:|")
     for method, values in table.items():
-        spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
         gap = difference(values, table[PEER]) if method != PEER and PEER in table else ""
-        print(f"| {method} | {statistics.mean(values):.1f}{spread} | {gap} |")
+        print(f"| {method} | {spread(values)} | {gap} |")
     return 0
 
 

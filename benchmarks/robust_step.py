@@ -5,8 +5,7 @@ counted with eager attention, so that nothing is hidden in a fused kernel. A ste
 passes is held against the floor P + K * r plain steps, where r is the counted cost of one ascent pass (forward and
 gradient to the perturbation); the bar is 1.03 times the floor, and r <= 0.69 at hidden size 768 and length 128.
 
-Wall ratios are medians over rounds; every round times each variant once, in an order that rotates. Needs torch,
-transformers and accelerate, nothing else.
+Wall ratios are medians over rounds in an order that rotates. Needs torch, transformers and accelerate, nothing else.
 
     python benchmarks/robust_step.py
     python benchmarks/robust_step.py --shape xlm-r-base --device cuda --dtype bf16 --batch 32
@@ -18,17 +17,26 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
+from transformers import XLMRobertaForSequenceClassification
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]
+
+from stepping import (  # noqa: E402
+    add_shape_arguments,
+    fill_shape,
+    headline,
+    model_config,
+    take_step,
+    time_rounds,
+    training_settings,
+    wrap,
+)
 
 from hf_xlt.strategies.finetune import FinetuneConfig, FinetuneTrainer  # noqa: E402
 from hf_xlt.strategies.robust import RobustConfig, RobustTrainer  # noqa: E402
@@ -74,32 +82,13 @@ class Stepper:
 
     def step(self, number: int) -> None:
         """Do one update on batch `number`."""
-        trainer = self.trainer
-        batch = self.batches[number % len(self.batches)]
-        micro_batches, units = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
-        trainer.training_step(trainer.model_wrapped, micro_batches[0], units)
-        trainer.optimizer.step()
-        trainer.model_wrapped.zero_grad()
-        trainer.state.global_step += 1
+        take_step(self.trainer, self.batches[number % len(self.batches)])
 
 
 def build_model(options: argparse.Namespace, attention: str) -> torch.nn.Module:
     """Return a randomly initialised XLM-R classifier of the asked shape."""
-    config = XLMRobertaConfig(
-        vocab_size=options.vocabulary,
-        hidden_size=options.hidden,
-        num_hidden_layers=options.layers,
-        num_attention_heads=options.heads,
-        intermediate_size=4 * options.hidden,
-        max_position_embeddings=options.length + 4,
-        hidden_dropout_prob=options.dropout,
-        attention_probs_dropout_prob=options.dropout,
-        type_vocab_size=1,
-        num_labels=3,
-        attn_implementation=attention,
-    )
     torch.manual_seed(0)
-    return XLMRobertaForSequenceClassification(config)
+    return XLMRobertaForSequenceClassification(model_config(options, attention, labels=3))
 
 
 def build_batches(options: argparse.Namespace, count: int = 4) -> list[dict[str, torch.Tensor]]:
@@ -121,20 +110,9 @@ def build_stepper(options: argparse.Namespace, variant: str, attention: str, fol
     """Return a trainer for a variant, wrapped as `train` would wrap it."""
     settings = VARIANTS[variant]
     trainer_cls, config_cls = (FinetuneTrainer, FinetuneConfig) if settings is None else (RobustTrainer, RobustConfig)
-    config = config_cls(
-        output_dir=folder,
-        per_device_train_batch_size=options.batch,
-        bf16=options.dtype == "bf16",
-        use_cpu=options.device == "cpu",
-        save_strategy="no",
-        report_to="none",
-        **(settings or {}),
-    )
+    config = config_cls(**training_settings(options, folder), **(settings or {}))
     trainer = trainer_cls(build_model(options, attention), config, train_dataset=[{}])
-    trainer.create_optimizer()
-    trainer.model_wrapped, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
-    trainer.model_wrapped.train()
-    return Stepper(trainer, build_batches(options))
+    return Stepper(wrap(trainer), build_batches(options))
 
 
 def count_flops(options: argparse.Namespace, folder: str) -> dict[str, int]:
@@ -154,32 +132,6 @@ def count_flops(options: argparse.Namespace, folder: str) -> dict[str, int]:
     return counted
 
 
-def synchronize(device: str) -> None:
-    """Wait for the device."""
-    if device != "cpu":
-        torch.get_device_module(device).synchronize()
-
-
-def time_rounds(options: argparse.Namespace, folder: str) -> dict[str, list[float]]:
-    """Return seconds per step of each variant, one entry per round."""
-    steppers = {variant: build_stepper(options, variant, options.attention, folder) for variant in options.variants}
-    seconds: dict[str, list[float]] = {variant: [] for variant in options.variants}
-    names = list(options.variants)
-    number = 0
-    for round_number in range(options.warmup + options.repeats):
-        shift = round_number % len(names)
-        for variant in names[shift:] + names[:shift]:
-            synchronize(options.device)
-            start = time.perf_counter()
-            for step in range(options.steps_per_round):
-                steppers[variant].step(number + step)
-            synchronize(options.device)
-            if round_number >= options.warmup:
-                seconds[variant].append((time.perf_counter() - start) / options.steps_per_round)
-        number += options.steps_per_round
-    return seconds
-
-
 def report(options: argparse.Namespace, flops: dict[str, int], seconds: dict[str, list[float]]) -> bool:
     """Print the table; return whether every bar is met."""
     share = flops["inner pass"] / flops["plain"]
@@ -193,9 +145,11 @@ def report(options: argparse.Namespace, flops: dict[str, int], seconds: dict[str
         ratio = flops[variant] / flops["plain"]
         good = ratio <= floor * BAR
         met &= good
-        walls = [own / plain for own, plain in zip(seconds[variant], seconds["plain"], strict=True)]
-        wall = statistics.median(walls)
-        milliseconds = 1000 * statistics.median(seconds[variant])
+        pairs = zip(seconds[variant], seconds["plain"], strict=True)
+        wall, milliseconds = float("nan"), float("nan")
+        if seconds[variant]:
+            wall = statistics.median(own / plain for own, plain in pairs)
+            milliseconds = 1000 * statistics.median(seconds[variant])
         print(
             f"{variant:<16}{ratio:>10.4f}{floor:>9.4f}{floor * BAR:>9.4f}{'ok' if good else 'OVER':>6}"
             f"{wall:>9.3f}{wall / ratio:>12.3f}{milliseconds:>11.1f}"
@@ -206,17 +160,7 @@ def report(options: argparse.Namespace, flops: dict[str, int], seconds: dict[str
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line; the shape's values fill what is not given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", choices=SHAPES, default="small")
-    for name in ("hidden", "layers", "heads", "vocabulary", "length", "batch"):
-        parser.add_argument(f"--{name}", type=int)
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast on fp32 weights")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--attention", default="sdpa", help="kernel of the timed steps; FLOPs are counted with eager")
-    parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--repeats", type=int, default=9, help="timed rounds")
-    parser.add_argument("--warmup", type=int, default=1, help="rounds that are not timed")
-    parser.add_argument("--steps-per-round", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
+    add_shape_arguments(parser, SHAPES, repeats=9)
     parser.add_argument(
         "--variants",
         nargs="+",
@@ -224,10 +168,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         default=list(VARIANTS),
         help="what to run; `plain` and `adv K=1` always run",
     )
-    options = parser.parse_args(argv)
-    for name, value in SHAPES[options.shape].items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
+    options = fill_shape(parser.parse_args(argv), SHAPES)
     # Ratios are to a plain step, and floors to the inner pass of the first of the adversarial ones.
     options.variants = list(dict.fromkeys(["plain", "adv K=1", *options.variants]))
     return options
@@ -237,17 +178,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; exit code 1 when a FLOP bar is missed."""
     options = parse(argv)
     torch.set_num_threads(options.threads)
-    machine = torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU"
-    print(
-        f"XLM-R classifier, hidden {options.hidden}, layers {options.layers}, heads {options.heads}, vocabulary "
-        f"{options.vocabulary}, length {options.length}, batch {options.batch}, {options.dtype}, dropout "
-        f"{options.dropout}, attention {options.attention} (timed) and eager (counted), AdamW, {machine}, threads "
-        f"{options.threads}, torch {torch.__version__}, transformers {transformers.__version__}; peer: "
-        f"FinetuneTrainer; medians of {options.repeats} rounds of {options.steps_per_round} steps"
-    )
+    print(headline(options, "classifier", "FinetuneTrainer"))
     with tempfile.TemporaryDirectory() as folder:
         flops = count_flops(options, folder)
-        seconds = time_rounds(options, folder)
+        steppers = {name: build_stepper(options, name, options.attention, folder) for name in options.variants}
+        seconds = time_rounds(options, {name: stepper.step for name, stepper in steppers.items()})
     return 0 if report(options, flops, seconds) else 1
 
 

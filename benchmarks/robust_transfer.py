@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import shutil
 import statistics
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scipy.stats import t as student
+from paired import difference, run_once, slug
 
 TUNING_SEEDS = (1001,)
 
@@ -105,21 +102,15 @@ def jobs(data: Path) -> dict[str, Job]:
 
 def run(job: Job, arguments: tuple[str, ...], model: str, seed: int, folder: Path, tuning: bool) -> dict:
     """Train and score once, or read what an earlier call left; return the scores."""
-    kept = folder.parent / f"{folder.name}.json"
-    if not kept.is_file():
-        extra = job.tuning if tuning else ()
-        given = [argument for argument in job.arguments if not (tuning and argument == "--generalized")]
-        own = ["--model", model, "--seed", str(seed), "--output-dir", str(folder)]
-        # A process of its own: memory that one run leaves behind would add up.
-        if subprocess.run([sys.executable, "-m", "hf_xlt.run", *given, *arguments, *extra, *own]).returncode:
-            raise SystemExit(f"the run in {folder} failed")
-        scores = json.loads((folder / "results.json").read_text())
-        generalized = folder / "generalized.json"
-        if generalized.is_file():
-            scores["generalized"] = json.loads(generalized.read_text())
-        kept.write_text(json.dumps(scores))
-        shutil.rmtree(folder)
-    return json.loads(kept.read_text())
+    extra = job.tuning if tuning else ()
+    given = [argument for argument in job.arguments if not (tuning and argument == "--generalized")]
+    return run_once([*given, *arguments, *extra, "--model", model, "--seed", str(seed)], folder, generalized_scores)
+
+
+def generalized_scores(folder: Path) -> dict:
+    """Return the scores over pairs of languages, where there are any."""
+    path = folder / "generalized.json"
+    return {"generalized": json.loads(path.read_text())} if path.is_file() else {}
 
 
 def choose_radius(job: Job, method: Method, model: str, folder: Path) -> tuple[str, ...]:
@@ -146,25 +137,11 @@ def choose_radius(job: Job, method: Method, model: str, folder: Path) -> tuple[s
     return ("--epsilon", best)
 
 
-def slug(name: str) -> str:
-    """Write a name as part of a file's name."""
-    return "".join(char if char.isalnum() else "-" for char in name)
-
-
 def value(scores: dict, path: tuple[str, ...]) -> float:
     """Look a figure up, in percent."""
     for key in path:
         scores = scores[key]
     return 100 * scores
-
-
-def difference(values: list[float], plain: list[float]) -> str:
-    """Write mean and 95 % interval of paired differences."""
-    gaps = [ours - theirs for ours, theirs in zip(values, plain, strict=True)]
-    if len(gaps) < 2:
-        return f"{gaps[0]:+.1f}"
-    half = student.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / math.sqrt(len(gaps))
-    return f"{statistics.mean(gaps):+.1f} ± {half:.1f}"
 
 
 def main() -> int:

@@ -16,20 +16,26 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import default_data_collator
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]
 
-from robust_step import SHAPES, build_batches, build_model, synchronize  # noqa: E402
+from robust_step import SHAPES, build_batches, build_model  # noqa: E402
+from stepping import (  # noqa: E402
+    add_shape_arguments,
+    fill_shape,
+    headline,
+    take_step,
+    time_rounds,
+    training_settings,
+    wrap,
+)
 
 from hf_xlt.strategies.finetune import FinetuneConfig, FinetuneTrainer  # noqa: E402
 from hf_xlt.strategies.soft_layers import SoftLayerSelectionConfig, SoftLayerSelectionTrainer  # noqa: E402
@@ -67,16 +73,10 @@ class Stepper:
 
     def run(self, number: int) -> None:
         """Do an episode, from batch `number` on."""
-        trainer = self.trainer
         for step in range(self.steps):
-            batch = self.batches[(number + step) % len(self.batches)]
-            micro_batches, units = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
-            trainer.training_step(trainer.model_wrapped, micro_batches[0], units)
-            trainer.optimizer.step()
-            trainer.model_wrapped.zero_grad()
-            trainer.state.global_step += 1
-            if isinstance(trainer, SoftLayerSelectionTrainer):
-                trainer.after_update()
+            take_step(self.trainer, self.batches[(number + step) % len(self.batches)])
+            if isinstance(self.trainer, SoftLayerSelectionTrainer):
+                self.trainer.after_update()
 
 
 def build_stepper(options: argparse.Namespace, variant: str, attention: str, folder: str) -> Stepper:
@@ -88,16 +88,7 @@ def build_stepper(options: argparse.Namespace, variant: str, attention: str, fol
     own = {"audit_episodes": 0} if trainer_cls is SoftLayerSelectionTrainer else {}
     if trainer_cls is XMAMLTrainer:
         own = {"cosine_steps": 0, "task_batch_size": options.batch}
-    config = config_cls(
-        output_dir=folder,
-        per_device_train_batch_size=options.batch,
-        bf16=options.dtype == "bf16",
-        use_cpu=options.device == "cpu",
-        save_strategy="no",
-        report_to="none",
-        **own,
-        **settings,
-    )
+    config = config_cls(**training_settings(options, folder), **own, **settings)
     trainer = trainer_cls(
         build_model(options, attention),
         config,
@@ -106,9 +97,7 @@ def build_stepper(options: argparse.Namespace, variant: str, attention: str, fol
         role_datasets={"auxiliary": {"xx": rows}},
     )
     trainer.state.max_steps = 1_000_000
-    trainer.create_optimizer()
-    trainer.model_wrapped, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
-    trainer.model_wrapped.train()
+    wrap(trainer)
     # The inner steps of X-MAML are inside an update.
     return Stepper(trainer, batches, config.inner_steps if trainer_cls is SoftLayerSelectionTrainer else 1)
 
@@ -162,23 +151,6 @@ def count(options: argparse.Namespace, folder: str) -> tuple[dict[str, float], d
     return counted, copies
 
 
-def time_rounds(options: argparse.Namespace, folder: str) -> dict[str, list[float]]:
-    """Return seconds per update of each variant, one entry per round."""
-    steppers = {variant: build_stepper(options, variant, options.attention, folder) for variant in options.variants}
-    seconds: dict[str, list[float]] = {variant: [] for variant in options.variants}
-    names = list(options.variants)
-    for round_number in range(options.warmup + options.repeats):
-        shift = round_number % len(names)
-        for variant in names[shift:] + names[:shift]:
-            synchronize(options.device)
-            start = time.perf_counter()
-            steppers[variant].run(round_number)
-            synchronize(options.device)
-            if round_number >= options.warmup:
-                seconds[variant].append((time.perf_counter() - start) / steppers[variant].steps)
-    return seconds
-
-
 def report(
     options: argparse.Namespace, flops: dict[str, float], copies: dict[str, float], seconds: dict[str, list[float]]
 ) -> bool:
@@ -208,21 +180,9 @@ def report(
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line; the shape's values fill what is not given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", choices=SHAPES, default="small")
-    for name in ("hidden", "layers", "heads", "vocabulary", "length", "batch"):
-        parser.add_argument(f"--{name}", type=int)
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast on fp32 weights")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--attention", default="sdpa", help="kernel of the timed steps; FLOPs are counted with eager")
-    parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--repeats", type=int, default=5, help="timed rounds; 0 only counts")
-    parser.add_argument("--warmup", type=int, default=1, help="rounds that are not timed")
-    parser.add_argument("--threads", type=int, default=1)
+    add_shape_arguments(parser, SHAPES, repeats=5)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    options = parser.parse_args(argv)
-    for name, value in SHAPES[options.shape].items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
+    options = fill_shape(parser.parse_args(argv), SHAPES)
     options.variants = list(dict.fromkeys(["plain", *options.variants]))
     return options
 
@@ -231,19 +191,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; exit code 1 when a bar is missed."""
     options = parse(argv)
     torch.set_num_threads(options.threads)
-    machine = torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU"
-    print(
-        f"XLM-R classifier, hidden {options.hidden}, layers {options.layers}, heads {options.heads}, vocabulary "
-        f"{options.vocabulary}, length {options.length}, batch {options.batch}, {options.dtype}, dropout "
-        f"{options.dropout}, attention {options.attention} (timed) and eager (counted), AdamW, {machine}, threads "
-        f"{options.threads}, torch {torch.__version__}, transformers {transformers.__version__}; peer: "
-        f"FinetuneTrainer; medians of {options.repeats} rounds; xmaml per language and task of a batch's size"
-    )
+    print(headline(options, "classifier", "FinetuneTrainer") + "; xmaml per language and task of a batch's size")
     with tempfile.TemporaryDirectory() as folder:
         flops, copies = count(options, folder)
-        seconds = {variant: [] for variant in options.variants}
+        seconds: dict[str, list[float]] = {variant: [] for variant in options.variants}
         if options.repeats:
-            seconds = time_rounds(options, folder)
+            steppers = {name: build_stepper(options, name, options.attention, folder) for name in options.variants}
+            rounds = time_rounds(options, {name: stepper.run for name, stepper in steppers.items()})
+            seconds = {name: [whole / steppers[name].steps for whole in times] for name, times in rounds.items()}
     return 0 if report(options, flops, copies, seconds) else 1
 
 

@@ -20,12 +20,11 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from robust_transfer import difference, slug
+from paired import difference, run_once, slug
 
 AUXILIARY, PLAIN_DATA, SOURCES = "auxiliary", "none", "as source languages"
 
@@ -126,25 +125,14 @@ def data_arguments(job: Job, labels: str, auxiliary: list[str], targets: str) ->
     return own
 
 
-def run(arguments: list[str], folder: Path) -> dict:
-    """Train and score once, or read what an earlier call left; return scores, and gates where there are any."""
-    kept = folder.parent / f"{folder.name}.json"
-    if not kept.is_file():
-        # A process of its own: memory that one run leaves behind would add up.
-        if subprocess.run([sys.executable, "-m", "hf_xlt.run", *arguments, "--output-dir", str(folder)]).returncode:
-            raise SystemExit(f"the run in {folder} failed")
-        scores = json.loads((folder / "results.json").read_text())
-        record = json.loads((folder / "xlt_run.json").read_text())
-        scores["phases"] = record["phases"]
-        gates = folder / "gates.json"
-        if gates.is_file():
-            scores["gates"] = json.loads(gates.read_text())
-            picture = folder / "gates.png"
-            if picture.is_file():
-                shutil.copy2(picture, folder.parent / f"{folder.name}.png")
-        kept.write_text(json.dumps(scores))
-        shutil.rmtree(folder)
-    return json.loads(kept.read_text())
+def phases_and_gates(folder: Path) -> dict:
+    """Return what the record says of the phases, and the gates with their plot where there are any."""
+    more = {"phases": json.loads((folder / "xlt_run.json").read_text())["phases"]}
+    if (folder / "gates.json").is_file():
+        more["gates"] = json.loads((folder / "gates.json").read_text())
+    if (folder / "gates.png").is_file():
+        shutil.copy2(folder / "gates.png", folder.parent / f"{folder.name}.png")
+    return more
 
 
 def source_score(scores: dict) -> float:
@@ -165,7 +153,7 @@ def compare(options: argparse.Namespace, job: Job) -> int:
             arguments = [part.format(**fill) for part in one.arguments]
             arguments += [*job.arguments, *data_arguments(job, one.labels, auxiliary, options.targets)]
             arguments += ["--model", options.model, "--seed", str(seed), *options.more]
-            scores = run(arguments, options.output_dir / f"{slug(one.name)}-{seed}")
+            scores = run_once(arguments, options.output_dir / f"{slug(one.name)}-{seed}", phases_and_gates)
             table[one.name][0].append(source_score(scores))
             table[one.name][1].append(100 * scores["target_average"])
             print(f"DONE {one.name}, seed {seed}: {[column[-1] for column in table[one.name]]}", flush=True)
@@ -203,7 +191,7 @@ def leave_one_out(options: argparse.Namespace, job: Job) -> int:
                     *options.more,
                 ]
                 name = f"left-out-{held_out}-{slug('-'.join(setting))}"
-                values.append(100 * run(arguments, options.output_dir / name)["target_average"])
+                values.append(100 * run_once(arguments, options.output_dir / name)["target_average"])
             mean = statistics.mean(values)
             print(f"SETTING {' '.join(setting)}: {mean:.1f} over {', '.join(auxiliary)} {values}", flush=True)
             best = max(best, (mean, setting))
