@@ -59,12 +59,15 @@ class RunPhase:
         fingerprint: hash of what defines the phase; a finished phase may not be defined otherwise on resuming. None
             where the run's arguments, which are compared as a whole, say it all.
         updates: how many updates it makes; None where that depends on the training data.
+        cost: cost of one update in plain fine-tuning steps, from the number of auxiliary languages; None where the
+            registry's `cost` of an update holds.
     """
 
     name: str
     build: Callable[[RunContext, Path, Path | None], XLTTrainer]
     fingerprint: str | None = None
     updates: int | None = None
+    cost: Callable[[int], float] | None = None
 
 
 @dataclass

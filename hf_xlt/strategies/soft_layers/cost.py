@@ -18,6 +18,10 @@ def cost(config: SoftLayerSelectionConfig) -> float:
     """
     if not config.learns:
         return 1.0
+    return learning_cost(config) if config.mode == "online" else learning_cost(config) + 1
+
+
+def learning_cost(config: SoftLayerSelectionConfig) -> float:
+    """Return the cost of an update while gates are learned, in plain steps."""
     steps = config.inner_steps
-    learning = 1 / steps + (4 if config.meta_gradient == "exact" and steps > 1 else 1)
-    return learning if config.mode == "online" else learning + 1
+    return 1 / steps + (4 if config.meta_gradient == "exact" and steps > 1 else 1)

@@ -10,6 +10,7 @@ from transformers import SchedulerType
 from transformers.trainer_utils import IntervalStrategy
 
 from hf_xlt.strategies.soft_layers.config import SoftLayerSelectionConfig
+from hf_xlt.strategies.soft_layers.cost import learning_cost
 from hf_xlt.strategies.soft_layers.gates_file import GATES_NAME, GatesFile
 from hf_xlt.strategies.soft_layers.trainer import SoftLayerSelectionTrainer
 from hf_xlt.training.interruption import InterruptionCallback
@@ -22,7 +23,11 @@ def soft_layer_phases(config: SoftLayerSelectionConfig) -> Sequence[RunPhase]:
     """Return the phases: one where gates are known or learned online, else two."""
     if not config.learns or config.mode == "online":
         return [RunPhase(TRAIN, single_phase(SoftLayerSelectionTrainer))]
-    return [RunPhase(LEARN, _learn, updates=config.gate_updates), RunPhase(TRAIN, _fine_tune)]
+    learning = learning_cost(config)
+    return [
+        RunPhase(LEARN, _learn, updates=config.gate_updates, cost=lambda languages: learning),
+        RunPhase(TRAIN, _fine_tune, cost=lambda languages: 1.0),
+    ]
 
 
 def _learn(context: RunContext, folder: Path, previous: Path | None) -> SoftLayerSelectionTrainer:

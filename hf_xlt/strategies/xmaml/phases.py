@@ -12,6 +12,7 @@ from transformers.trainer_utils import IntervalStrategy
 from hf_xlt.data.augmentation import join_features
 from hf_xlt.errors import ConfigError
 from hf_xlt.strategies.xmaml.config import XMAMLConfig
+from hf_xlt.strategies.xmaml.cost import meta_cost
 from hf_xlt.strategies.xmaml.trainer import XMAMLTrainer
 from hf_xlt.training.interruption import InterruptionCallback
 from hf_xlt.training.phases import RunContext, RunPhase
@@ -22,10 +23,17 @@ SOURCE, META, FEW_SHOT = "source", "meta", "few-shot"
 
 def xmaml_phases(config: XMAMLConfig) -> Sequence[RunPhase]:
     """Return the stages that a config asks for."""
-    phases = [RunPhase(SOURCE, _on_source)] if config.fine_tune_first else []
-    phases.append(RunPhase(META, _meta_train, updates=config.meta_steps))
+
+    def plain(languages: int) -> float:
+        return 1.0
+
+    def meta(languages: int) -> float:
+        return languages * meta_cost(config) * (config.task_batch_size or _update_size(config)) / _update_size(config)
+
+    phases = [RunPhase(SOURCE, _on_source, cost=plain)] if config.fine_tune_first else []
+    phases.append(RunPhase(META, _meta_train, updates=config.meta_steps, cost=meta))
     if config.few_shot_steps:
-        phases.append(RunPhase(FEW_SHOT, _on_shots, updates=config.few_shot_steps))
+        phases.append(RunPhase(FEW_SHOT, _on_shots, updates=config.few_shot_steps, cost=plain))
     return phases
 
 
