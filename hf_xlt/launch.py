@@ -41,6 +41,18 @@ def check_launch(config: Any) -> None:
         )
 
 
+def divides_weights(config: Any) -> bool:
+    """Say whether FSDP or DeepSpeed will divide the weights over processes.
+
+    A launcher (`accelerate launch --use_fsdp`) says so in the environment, and the config does not learn of it.
+
+    Args:
+        config: training arguments.
+    """
+    flags = (os.environ.get(f"ACCELERATE_USE_{name}", "false") for name in ("FSDP", "DEEPSPEED"))
+    return bool(config.fsdp or config.deepspeed or any(flag.lower() in ("1", "true", "yes", "y") for flag in flags))
+
+
 def set_threads(asked: int | None, world_size: int) -> int:
     """Set the number of CPU threads of this process.
 

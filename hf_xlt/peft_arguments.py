@@ -7,6 +7,7 @@ from typing import Literal
 
 from hf_xlt.arguments import Arguments, split_names
 from hf_xlt.errors import ConfigError
+from hf_xlt.launch import divides_weights
 from hf_xlt.registry import STRATEGIES, get_strategy
 
 
@@ -72,7 +73,7 @@ def check_peft(arguments: Arguments) -> None:
             f"strategy `{strategy.name}` needs all weights trained and does not take `--peft`. Leave it out, or "
             f"choose one of {able}."
         )
-    if config.fsdp or config.deepspeed:
+    if divides_weights(config):
         raise ConfigError(
             "`--peft` does not go with FSDP or DeepSpeed, whose sharded weights cannot be merged. Use plain data "
             "parallelism (`accelerate launch --multi_gpu`)."

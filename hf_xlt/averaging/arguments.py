@@ -10,6 +10,7 @@ from hf_xlt.averaging.schedule import EMA, LAST_K, SAVE, UNIFORM, Schedule, pars
 from hf_xlt.averaging.summary import every_words, mode_words
 from hf_xlt.comparator_results import AVERAGED, COMPARATORS, LAST, TARGET_DEV_ORACLE
 from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.launch import divides_weights
 
 
 @dataclass
@@ -118,7 +119,7 @@ def check_average(arguments: Arguments) -> None:
             raise ConfigError(f"`--{unused[0].replace('_', '-')}` does nothing without `--average`; add that.")
         return
     schedule = asked.schedule()
-    if config.fsdp or config.deepspeed:
+    if divides_weights(config):
         raise ConfigError(
             "`--average` does not go with FSDP or DeepSpeed, which divide the weights. Keep checkpoints "
             "(`--save-total-limit 10`) and average them with `hf-xlt average`."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, get_args, get_type_hints
 
+from hf_xlt.launch import divides_weights
 from hf_xlt.registry import Refusal
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def has_reentrant_checkpointing(config: MetaXLConfig) -> bool:
 
 REFUSALS = (
     Refusal(
-        lambda config: bool(config.fsdp or config.deepspeed),
+        divides_weights,
         "FSDP and DeepSpeed shard the weights, and the virtual step needs them whole. Use plain data parallelism "
         "(`accelerate launch --multi_gpu`).",
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, get_args, get_type_hints
 
+from hf_xlt.launch import divides_weights
 from hf_xlt.registry import Refusal
 from hf_xlt.strategies.robust.embedding_hook import REENTRANT
 
@@ -92,7 +93,7 @@ REFUSALS = (
         "`torch_compile` is not supported: a compiled model does not see the temporary hook that adds the "
         "perturbation. Leave it off.",
     ),
-    Refusal(lambda config: _perturbs_anything(config) and bool(config.fsdp or config.deepspeed), SHARDED),
+    Refusal(lambda config: _perturbs_anything(config) and divides_weights(config), SHARDED),
     Refusal(
         lambda config: config.perturbs and config.method == "adv" and _has_reentrant_checkpointing(config), REENTRANT
     ),

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from hf_xlt.errors import ConfigError
+from hf_xlt.launch import divides_weights
 from hf_xlt.registry import Refusal
 from hf_xlt.strategies.soft_layers.rates import REFUSED
 
@@ -157,7 +158,7 @@ def _refused_optimizer(name: str, why: str) -> Refusal:
 REFUSALS = (
     *(_refused_optimizer(name, why) for name, why in REFUSED.items()),
     Refusal(
-        lambda config: bool(config.fsdp or config.deepspeed),
+        divides_weights,
         "FSDP and DeepSpeed step over shards with optimizers of their own, which gates do not reach. Use plain data "
         "parallelism (`accelerate launch --multi_gpu`).",
     ),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hf_xlt.errors import ConfigError
+from hf_xlt.launch import divides_weights
 from hf_xlt.registry import Refusal
 from hf_xlt.strategies.soft_layers.checks import choice_problems, is_number
 from hf_xlt.training.config import XLTConfig
@@ -146,7 +147,7 @@ def _problems(config: XMAMLConfig) -> list[str]:
 
 REFUSALS = (
     Refusal(
-        lambda config: bool(config.fsdp or config.deepspeed),
+        divides_weights,
         "FSDP and DeepSpeed shard the weights, and inner steps run on the unsharded model. Use plain data parallelism "
         "(`accelerate launch --multi_gpu`).",
     ),
