@@ -98,7 +98,10 @@ def _split(optimizer: torch.optim.Optimizer, group_of: Mapping[int, int]) -> Non
         members: dict[int, list[Tensor]] = {}
         for parameter in group["params"]:
             members.setdefault(group_of[id(parameter)], []).append(parameter)
-        split += [{**group, "params": members[number], GROUP: number} for number in sorted(members)]
+        # A rate that is a tensor is written in place: groups must not share it.
+        split += [
+            {**group, "lr": _copy(group["lr"]), "params": members[number], GROUP: number} for number in sorted(members)
+        ]
     optimizer.param_groups[:] = split
 
 

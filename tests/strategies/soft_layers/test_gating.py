@@ -7,6 +7,7 @@ from tiny import make_model, same_weights
 
 from hf_xlt.errors import ConfigError
 from hf_xlt.registry import get_strategy
+from hf_xlt.strategies.soft_layers.gating import GatedOptimizer
 from hf_xlt.strategies.soft_layers.rates import REFUSED, check_optimizer
 
 
@@ -66,6 +67,27 @@ def test_closed_groups_stay_and_open_ones_move(tmp_path):
     shut = {name for group in ("word_embeddings", "layer_0", "pooler") for name in trainer.setup.groups.members[group]}
     still = {name for name, parameter in trainer.model.named_parameters() if torch.equal(parameter, before[name])}
     assert still == shut
+
+
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["number", "tensor"])
+def test_a_scheduler_that_reads_the_rate_never_sees_the_gate(as_tensor):
+    """Most schedulers write the rate anew before every step; those that multiply it would multiply the gate too."""
+    weights = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))]
+    rate = torch.tensor(0.5) if as_tensor else 0.5
+    optimizer = torch.optim.SGD(weights, lr=rate)
+    gated = GatedOptimizer(
+        optimizer, {id(weight): number for number, weight in enumerate(weights)}, lambda: [0.1, 1.0]
+    )
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+    for _ in range(2):
+        for weight in weights:
+            weight.grad = torch.ones(2)
+        optimizer.step()
+        schedule.step(1.0)
+    assert [float(group["lr"]) for group in optimizer.param_groups] == [0.25, 0.25]
+    assert gated.rates_of(weights) == [0.5, 0.5]
+    torch.testing.assert_close(weights[0].detach(), torch.full((2,), 0.9))
+    torch.testing.assert_close(weights[1].detach(), torch.zeros(2))
 
 
 def test_the_gate_is_on_the_update_and_not_on_the_gradient(tmp_path):
