@@ -72,13 +72,16 @@ def metric_words(metric: str) -> str:
     return metric.replace("_", " ")
 
 
-def build(record: RunRecord, repo_id: str | None, more_tags: Sequence[str] = ()) -> ModelCardData:
+def build(
+    record: RunRecord, repo_id: str | None, more_tags: Sequence[str] = (), adapter: bool = False
+) -> ModelCardData:
     """Build the header.
 
     Args:
         record: a run.
         repo_id: where the model will be on the Hub, or None.
         more_tags: tags beside the package, the field and the strategy.
+        adapter: whether an adapter is described, not the model that it is merged into.
 
     Returns:
         Metadata that the Hub's own check accepts.
@@ -87,17 +90,20 @@ def build(record: RunRecord, repo_id: str | None, more_tags: Sequence[str] = ())
 
     results = eval_results(record)
     types = [result.metric_type for result in results]
+    method = (record.model.get("adapter") or {}).get("method")
+    relation = {"base_model_relation": "adapter"} if adapter and base_model(record) else {}
     return ModelCardData(
         language=iso_codes(record) or None,
-        library_name="transformers",
+        library_name="peft" if adapter else "transformers",
         pipeline_tag=record.task.get("pipeline_tag"),
         base_model=base_model(record),
         datasets=data_sets(record) or None,
         metrics=list(dict.fromkeys(types)) or None,
-        tags=["hf_xlt", "cross-lingual-transfer", record.strategy["name"], *more_tags],
+        tags=["hf_xlt", "cross-lingual-transfer", record.strategy["name"], *([method] if method else []), *more_tags],
         # Without results the name would become a field of its own, which the Hub does not know.
         model_name=model_name(record, repo_id) if results else None,
         eval_results=results or None,
+        **relation,
         **_license(record),
     )
 
