@@ -5,7 +5,7 @@ import httpx2
 import pytest
 import typer
 from hub_store import Fault
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, get_session
 from records import SENT, make_demo_record, make_record, make_run
 
 from hf_xlt.cli import push as push_command
@@ -80,6 +80,35 @@ def test_shards_go_with_their_index(hub, api, run):
         push(run, REPO, api=api)
 
 
+def test_weights_of_an_earlier_push_that_would_be_loaded_instead_are_removed(hub, api, run):
+    api.create_repo(REPO)
+    old = {"model-00001-of-00002.safetensors", "model.safetensors.index.json", "adapter_config.json"}
+    adds = [CommitOperationAdd(name, b"{}" * 9) for name in (*old, "notes.txt", "eval.json")]
+    api.create_commit(REPO, adds, commit_message="earlier")
+    # The reply is lost and the commit repeated: what is gone already must not be removed twice.
+    hub.store.faults.append(Fault("POST", "/commit/", kind="lost reply"))
+    report = push(run, REPO, api=api)
+    files = set(hub.store.files(REPO))
+    assert not files & old and {"notes.txt", "eval.json", "model.safetensors"} <= files
+    assert report.changed and push(run, REPO, api=api).removed == ()
+
+
+def test_removed_files_are_named(hub, api, run):
+    api.create_repo(REPO)
+    api.create_commit(REPO, [CommitOperationAdd("adapter_model.safetensors", b"x" * 9)], commit_message="earlier")
+    assert push(run, REPO, api=api).removed == ("adapter_model.safetensors",)
+
+
+def test_a_picture_that_is_not_pushed_is_named(hub, api, run):
+    (run / "results.png").write_bytes(b"png")
+    assert "![Score" in push(run, REPO, api=api).card and "results.png" in hub.store.files(REPO)
+    edited = render(make_record(), REPO) + "![mine](my%20own.png) ![theirs](https://example.org/a.png)\n"
+    (run / "README.md").write_text(edited, encoding="utf-8")
+    notes = push(run, REPO, api=api).notes
+    assert any("the card shows my%20own.png, which is not pushed" in note for note in notes)
+    assert not any("example.org" in note for note in notes)
+
+
 def test_the_pushed_card_names_the_repository(hub, api, run):
     before = (run / "README.md").read_bytes()
     push(run, REPO, api=api)
@@ -135,6 +164,78 @@ def test_push_as_a_pull_request(hub, api, run):
         push(run, REPO, create_pr=True, revision="trial", api=api)
 
 
+def tags(hub):
+    return {name[10:]: at for name, at in hub.store.repos[REPO].refs.items() if name.startswith("refs/tags/")}
+
+
+def test_the_tag_comes_after_the_commit_and_stays_with_the_run(hub, api, run):
+    first = push(run, REPO, api=api)
+    assert tags(hub) == {first.tag: first.commit} and first.tag.startswith("run-2026-03-01-")
+    routes = [path for method, path in hub.log if method == "POST"]
+    assert "/commit/" in routes[-2] and "/tag/" in routes[-1]
+    # Another card of the same run keeps the tag where it is; another run has another one.
+    (run / "README.md").write_text(render(make_record(), REPO) + "\nThanks.\n", encoding="utf-8")
+    assert push(run, REPO, api=api).tag == first.tag
+    assert tags(hub) == {first.tag: first.commit}
+    make_record(seeds={"seed": 8}).write(run)
+    other = push(run, REPO, api=api)
+    assert tags(hub) == {first.tag: first.commit, other.tag: other.commit} and other.tag != first.tag
+
+
+def test_a_tag_of_ones_own_is_set_once_and_never_moved(hub, api, run):
+    first = push(run, REPO, tag="v1.0", api=api)
+    assert tags(hub) == {"v1.0": first.commit} and push(run, REPO, tag="v1.0", api=api).tag == "v1.0"
+    make_record(seeds={"seed": 8}).write(run)
+    second = push(run, REPO, tags=False, api=api)
+    assert second.tag is None and second.commit != first.commit
+    sent = len(commits(hub))
+    with pytest.raises(ConfigError, match="has a tag `v1.0` already.*Nothing was pushed"):
+        push(run, REPO, tag="v1.0", api=api)
+    assert tags(hub) == {"v1.0": first.commit} and len(commits(hub)) == sent
+
+
+@pytest.mark.parametrize("tag", ["", "a b", "../x", "a..b", "-v1", "v1.lock", "v1.", "a/b", "v~1"])
+def test_names_that_git_refuses_are_refused_before_the_network_is_touched(hub, api, run, tag):
+    with pytest.raises(ConfigError, match="not the name of a tag"):
+        push(run, REPO, tag=tag, api=api)
+    assert hub.log == []
+
+
+def test_a_pull_request_has_no_tag(hub, api, run):
+    api.create_repo(REPO)
+    assert push(run, REPO, create_pr=True, api=api).tag is None and not tags(hub)
+    with pytest.raises(ConfigError, match="before it is merged"):
+        push(run, REPO, create_pr=True, tag="v1", api=api)
+    with pytest.raises(ConfigError, match="exclude each other"):
+        push(run, REPO, tags=False, tag="v1", api=api)
+
+
+@pytest.mark.parametrize("kind", ["lost reply", "status", "drop"])
+def test_a_tag_whose_request_fails_is_set_all_the_same(hub, api, run, waits, kind):
+    hub.store.faults.append(Fault("POST", "/tag/", kind=kind, code=500))
+    report = push(run, REPO, api=api)
+    assert tags(hub) == {report.tag: report.commit} and len(waits) == 1
+
+
+def test_a_tag_that_cannot_be_set_says_that_the_push_arrived(hub, api, run, waits):
+    hub.store.faults.append(Fault("POST", "/tag/", code=403, times=9))
+    with pytest.raises(RunError, match=r"\(403\).*The push itself arrived.*only the tag `v2` is missing") as caught:
+        push(run, REPO, tag="v2", api=api)
+    assert describe(caught.value).endswith(f"`hf-xlt push {run} {REPO} --tag v2`")
+    assert "model.safetensors" in hub.store.files(REPO) and not tags(hub)
+    hub.store.faults.clear()
+    again = push(run, REPO, tag="v2", api=api)
+    assert not again.changed and tags(hub) == {"v2": again.commit} and len(commits(hub)) == 1
+
+
+def test_a_hub_that_says_nothing_is_not_waited_for_for_ever(hub, api, run, waits, monkeypatch):
+    monkeypatch.setattr("hf_xlt.hub.errors._LONGEST_SILENCE_SECONDS", 0.3)
+    before = get_session().timeout
+    hub.store.faults += [Fault("GET", "whoami", kind="stall"), Fault("POST", "/commit/", kind="stall")]
+    assert push(run, REPO, api=api).changed and len(waits) == 2
+    assert get_session().timeout == before
+
+
 @pytest.mark.parametrize(("exists", "asked"), [(False, True), (True, False)])
 def test_visibility_of_an_existing_repository_is_not_passed_over(hub, api, run, exists, asked):
     api.create_repo(REPO, private=exists)
@@ -185,6 +286,14 @@ def test_unscored_runs_and_demos_need_force(hub, api, tmp_path):
     push(unscored, REPO, api=api, force=True)
     push(demo, "user/demo", api=api, force=True)
     assert "Demonstration" in hub.store.files("user/demo")["README.md"].decode()
+
+
+def test_a_folder_of_several_runs_names_them(hub, api, tmp_path):
+    for name in ("run-2", "averaged"):
+        make_run(tmp_path / "sweep" / name)
+    with pytest.raises(ConfigError, match="holds 2 runs and is none itself.*averaged, run-2"):
+        push(tmp_path / "sweep", REPO, api=api)
+    assert hub.log == []
 
 
 def test_a_folder_without_a_run_is_refused(api, tmp_path):
@@ -253,8 +362,9 @@ def test_a_pull_request_is_not_opened_twice(hub, api, run, waits, kind):
     assert len(commits(hub)) == 1 and waits == []
 
 
-def test_a_failed_lfs_upload_is_left_to_the_client(hub, api, run, waits):
-    hub.store.faults.append(Fault("PUT", "/_lfs/"))
+@pytest.mark.parametrize("kind", ["status", "drop", "lost reply"])
+def test_a_failed_lfs_upload_is_left_to_the_client(hub, api, run, waits, kind):
+    hub.store.faults.append(Fault("PUT", "/_lfs/", kind=kind))
     assert push(run, REPO, api=api).changed
     assert len(hub.store.requests("PUT", "/_lfs/")) == 2 and waits == []
 
@@ -344,8 +454,10 @@ def test_command_prints_where_it_went(hub, run, capsys, command):
     dry = capsys.readouterr().out
     assert f"Would push to {hub.url}/{REPO}" in dry and "model.safetensors" in dry and "# topic-robust" in dry
     assert hub.log == []
-    command(run, REPO, "--private")
-    assert f"Pushed to {hub.url}/{REPO} (private, main, commit" in capsys.readouterr().out
+    command(run, REPO, "--private", "--tag", "v1.0")
+    out = capsys.readouterr().out
+    assert f"Pushed to {hub.url}/{REPO} (private, main, commit" in out
+    assert f'from_pretrained("{REPO}", revision="v1.0")' in out
     command(run, REPO)
     assert "has all of it already" in capsys.readouterr().out
 
