@@ -125,6 +125,7 @@ def describe_data(plan: DataPlan) -> dict[str, Any]:
                 "sources": sorted({entry.source.name for entry in entries}),
                 "hub_ids": sorted({entry.source.hub_id for entry in entries if entry.source.hub_id}),
                 "split": entries[0].split,
+                **({"columns": dict(entries[0].columns)} if entries[0].columns else {}),
                 **provenance([entry.source for entry in entries]),
                 "examples": {entry.language: entry.size for entry in entries},
                 "fingerprints": {

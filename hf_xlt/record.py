@@ -49,8 +49,8 @@ class RunRecord:
             place of all weights (`method`, `rank`, `alpha`, `dropout`, `target_modules`, `modules_to_save`,
             `trainable_parameters`).
         data: per role (`source`, `validation`, `target`, `few-shot`, ...) `sources` (Hub ids, or file patterns without
-            their local part), `hub_ids`, `split`, and per language `examples` and `fingerprints`; where the data say
-            so themselves, `licenses` by source and `citations` (BibTeX).
+            their local part), `hub_ids`, `split`, `columns` by their role in the task, and per language `examples` and
+            `fingerprints`; where the data say so themselves, `licenses` by source and `citations` (BibTeX).
         languages: per role a list of `{code, iso, name}`.
         labels: the label inventory in index order.
         few_shot: `shots`, `shot_seed`, `mode`; None for zero-shot.

@@ -14,7 +14,7 @@ from hf_xlt.model_cards.checks import check
 from hf_xlt.model_cards.limits import limits
 from hf_xlt.model_cards.metadata import base_model, build, data_sets, metric_words, model_name
 from hf_xlt.model_cards.text import facts, listed, plain_name, table_cell
-from hf_xlt.model_cards.usage import snippet
+from hf_xlt.model_cards.usage import peft_class, snippet
 from hf_xlt.record import RunRecord
 from hf_xlt.results import markdown
 
@@ -75,7 +75,9 @@ def _describe(record: RunRecord, repo_id: str | None, adapter: bool) -> dict[str
         "average": transfer.average(record),
         "blocks": transfer.blocks(record),
         "snippet": snippet(record, repo_id or ".", adapter),
+        "peft_class": peft_class(record) if adapter else "",
         "is_local": repo_id is None,
+        "commands": transfer.commands(record),
         "names_local": _names_local(record),
         "facts": facts(record, "training and scoring"),
         "data": _data(record),

@@ -18,7 +18,7 @@ _TOLD = frozenset(
 )
 _MODES = {
     "concat": "added to the source examples",
-    "joint": "a batch of each language per update, and the mean of the losses",
+    "joint": "each update takes a batch of every language, and the mean of their losses",
 }
 _BY_STRATEGY = "used by the strategy in its own way"
 
@@ -71,7 +71,7 @@ def labelled_targets(record: RunRecord) -> list[str]:
 def _transfer(record: RunRecord) -> str:
     if record.few_shot:
         mode = _MODES.get(record.few_shot.get("mode") or "concat", _BY_STRATEGY)
-        return f"few-shot: {shots(record)}, {mode}"
+        return f"few-shot: {shots(record)} ({mode})"
     taught = labelled_targets(record)
     if taught:
         return f"not zero-shot for {listed(taught)}: labelled in training, as auxiliary languages"
@@ -121,6 +121,12 @@ def _parent(parent: dict[str, Any]) -> str:
     alone = parent.get("target_average")
     score = f"target average by itself {percent(alone)}" if alone is not None else ""
     return ", ".join(filter(None, [f"a run of `{strategy}`" if strategy else "a run", seeds, score]))
+
+
+def commands(record: RunRecord) -> str:
+    """Return what was typed; of an average the commands of its runs come first."""
+    runs = [parent["command"] for parent in record.parents if parent.get("command")]
+    return "\n".join([*runs, *([record.command] if record.command else [])])
 
 
 def _value(value: Any) -> str:

@@ -39,7 +39,7 @@ def snippet(record: RunRecord, name: str, adapter: bool = False) -> str:
     load = [f"name = {json.dumps(name)}", "tokenizer = AutoTokenizer.from_pretrained(name)", *_load(record, adapter)]
     quoted = json.dumps(text, ensure_ascii=False)
     if task in _PIPELINES:
-        if record.arguments.get("text_pair_column"):
+        if _takes_pairs(record):
             quoted = f'{{"text": {quoted}, "text_pair": {quoted}}}'
         use = [
             f"{_PIPELINES[task]} = pipeline({json.dumps(task)}, model=model, tokenizer=tokenizer)",
@@ -52,6 +52,17 @@ def snippet(record: RunRecord, name: str, adapter: bool = False) -> str:
         return "\n".join(["import torch", f"from transformers import {auto}, AutoTokenizer", "", *load, *use])
     use = [f'inputs = tokenizer({quoted}, return_tensors="pt")  # {language}', "print(model(**inputs))"]
     return "\n".join([f"from transformers import {auto}, AutoTokenizer", "", *load, *use])
+
+
+def peft_class(record: RunRecord) -> str:
+    """Return the call that loads an adapter by `peft` alone."""
+    auto, count = record.task["auto_model"], len(record.labels)
+    return f"AutoPeft{auto.removeprefix('Auto')}.from_pretrained(name{f', num_labels={count}' if count else ''})"
+
+
+def _takes_pairs(record: RunRecord) -> bool:
+    columns = (record.data.get("source") or {}).get("columns") or {}
+    return "text_pair" in columns or bool(record.arguments.get("text_pair_column"))
 
 
 def _load(record: RunRecord, adapter: bool) -> list[str]:
