@@ -13,8 +13,9 @@ from strategy_records import soft_layers
 
 from hf_xlt.cli import card as card_command
 from hf_xlt.errors import ConfigError
+from hf_xlt.hub import push
 from hf_xlt.model_cards.card import check, is_generated, render
-from hf_xlt.model_cards.checks import leaks
+from hf_xlt.model_cards.checks import contradictions, leaks
 from hf_xlt.record import SOURCE_VALIDATION, TRAINED, RunRecord
 
 REPO = "user/topic-robust"
@@ -302,6 +303,31 @@ def test_command_writes_and_checks_the_card(tmp_path, capsys):
     assert "ready to push, as rendered" in capsys.readouterr().out
     run_command("card", str(run), "--output", str(tmp_path / "other.md"))
     assert (tmp_path / "other.md").read_text(encoding="utf-8") == render(make_record())
+
+
+def test_command_tells_a_card_that_is_older_than_its_record(tmp_path, capsys):
+    run = make_run(tmp_path / "run")
+    make_record(seeds={"seed": 8}).write(run)
+    run_command("card", str(run), "--check")
+    assert "older than its record" in capsys.readouterr().out
+    (run / "results.png").write_bytes(b"png")
+    run_command("card", str(run))
+    run_command("card", str(run), "--check")
+    assert "as rendered" in capsys.readouterr().out and "](results.png)" in (run / "README.md").read_text()
+
+
+def test_figures_that_the_run_has_not_measured_are_refused(tmp_path):
+    run = make_run(tmp_path / "run")
+    text = render(make_record(), REPO)
+    assert contradictions(text, make_record()) == []
+    more = text.replace("config: de", "config: de-formal", 1)
+    assert contradictions(more, make_record()) == [] and contradictions("---\ntags: [a]\n---\n", make_record()) == []
+    (run / "README.md").write_text(text.replace("value: 0.7421875", "value: 0.95", 1), encoding="utf-8")
+    message = "gives 0.95 as accuracy of `de`, and the run has measured 0.7421875"
+    with pytest.raises(ConfigError, match=message):
+        run_command("card", str(run), "--check")
+    with pytest.raises(ConfigError, match=message):
+        push(run, REPO, dry_run=True)
 
 
 def test_command_leaves_an_edited_card_alone(tmp_path):

@@ -121,6 +121,7 @@ def stale(present: Iterable[str], uploads: Iterable[Upload]) -> list[str]:
 
 def _card(folder: Path, record: RunRecord, repo_id: str, adapter: bool) -> tuple[str, list[str]]:
     from hf_xlt.model_cards.card import check, is_generated, render
+    from hf_xlt.model_cards.checks import contradictions
 
     card, notes = render(record.with_plots(folder), repo_id, adapter), []
     present = folder / CARD_NAME
@@ -131,7 +132,7 @@ def _card(folder: Path, record: RunRecord, repo_id: str, adapter: bool) -> tuple
         elif not is_generated(text):
             card = text
             notes.append(f"{CARD_NAME} was edited by hand and goes as it stands; `hf-xlt card` renders it anew.")
-    problems = check(card)
+    problems = check(card) or contradictions(card, record)
     if problems:
         raise ConfigError(f"the card cannot be pushed: {'; '.join(problems)}. Mend `{present}`.")
     return card, notes
