@@ -76,6 +76,7 @@ def _load(record: RunRecord, adapter: bool) -> list[str]:
     return [
         f"labels = {json.dumps(record.labels, ensure_ascii=False)}",
         start,
-        f"model = {auto}.from_pretrained(name, id2label=dict(enumerate(labels)), "
-        "label2id={label: i for i, label in enumerate(labels)})",
+        f"model = {auto}.from_pretrained(",
+        "    name, id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)}",
+        ")",
     ]

@@ -165,6 +165,10 @@ def test_oracle_selection_is_shown_loudly():
     assert text.index("Oracle selection") < text.index("## Results")
     assert "no labelled example" not in text
     assert "chosen on target-language validation (oracle) by `target_avg_accuracy`" in text
+    assert "| Transfer | not zero-shot: target-language labels chose the checkpoint |" in text
+    # Figures of the header are shown elsewhere, without the card.
+    names = {r["dataset"]["config"]: r["dataset"]["name"] for r in header(text)["model-index"][0]["results"]}
+    assert {code for code, name in names.items() if "oracle" in name} == {"de", "sw", "quy", "average-target"}
     for plain in (render(make_record()), render(make_demo_record())):
         assert "oracle" not in plain.lower()
 
