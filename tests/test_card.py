@@ -226,6 +226,12 @@ def test_snippet_speaks_a_target_language_and_names_the_repository():
     assert 'name = "."' in render(make_record())
 
 
+def test_a_model_of_pairs_is_shown_a_pair_though_nobody_named_the_column():
+    data = {"source": {**make_record().data["source"], "columns": {"text": "premise", "text_pair": "hypothesis"}}}
+    assert '"text_pair": "Montag' in render(make_record(data=data))
+    assert "text_pair" not in render(make_record())
+
+
 def test_tasks_without_a_pipeline_get_a_snippet_without_one():
     task = {"name": "question-answering", "pipeline_tag": "question-answering"}
     text = render(make_record(task={**task, "auto_model": "AutoModelForQuestionAnswering", "metric": "f1"}))
