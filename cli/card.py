@@ -26,16 +26,22 @@ def register(app: typer.Typer) -> None:
 
 def _check(folder: Path) -> str:
     from hf_xlt.errors import ConfigError
-    from hf_xlt.model_cards.card import CARD_NAME, check, is_generated
+    from hf_xlt.model_cards.card import CARD_NAME, check, is_generated, render
+    from hf_xlt.model_cards.checks import contradictions
+    from hf_xlt.record import RunRecord
 
     path = folder / CARD_NAME
     if not path.is_file():
         raise ConfigError(f"`{folder}` holds no card; `hf-xlt card {folder}` writes one.")
     text = path.read_text(encoding="utf-8")
-    problems = check(text)
+    record = RunRecord.read(folder)
+    problems = check(text) or contradictions(text, record)
     if problems:
         raise ConfigError(f"`{path}` cannot be pushed: {'; '.join(problems)}.")
-    return f"{path} is ready to push, {'as rendered' if is_generated(text) else 'edited by hand'}."
+    state = "as rendered" if is_generated(text) else "edited by hand"
+    if is_generated(text) and text != render(record.with_plots(folder)):
+        state = f"but older than its record; `hf-xlt card {folder}` renders it anew, and a push does so by itself"
+    return f"{path} is ready to push, {state}."
 
 
 def _write(folder: Path, output: Path | None, overwrite: bool) -> str:
@@ -44,7 +50,7 @@ def _write(folder: Path, output: Path | None, overwrite: bool) -> str:
     from hf_xlt.model_cards.card import CARD_NAME, is_generated, render
     from hf_xlt.record import RunRecord
 
-    text = render(RunRecord.read(folder))
+    text = render(RunRecord.read(folder).with_plots(folder))
     path = output or folder / CARD_NAME
     if path.is_dir():
         raise ConfigError(f"`{path}` is a directory; give `--output` a file name.")

@@ -24,6 +24,9 @@ def register(app: typer.Typer) -> None:
         revision: str = typer.Option(None, help="Branch to push to; created if missing. Default: main."),
         commit_message: str = typer.Option(None, help="First line of the commit."),
         create_pr: bool = typer.Option(False, "--create-pr", help="Open a pull request instead."),
+        adapter: bool = typer.Option(False, "--adapter", help="Push the LoRA adapter, not the merged model."),
+        tag: str = typer.Option(None, help="Tag set after success, such as v1.0. Default: made of date and hash."),
+        no_tag: bool = typer.Option(False, "--no-tag", help="Set no tag."),
         token: str = typer.Option(None, help="Access token. Default: HF_TOKEN, or that of `hf auth login`."),
         dry_run: bool = typer.Option(False, "--dry-run", help="Check everything and print it; needs no network."),
         as_json: bool = typer.Option(False, "--json", help="Print one JSON document instead of text."),
@@ -39,6 +42,9 @@ def register(app: typer.Typer) -> None:
             revision=revision,
             commit_message=commit_message,
             create_pr=create_pr,
+            adapter=adapter,
+            tag=tag,
+            tags=not no_tag,
             token=token,
             dry_run=dry_run,
             force=force,
@@ -51,6 +57,7 @@ def _describe(report: PushReport) -> str:
     lines = [f"  {name:<32} {size:>14,} bytes" for name, size in report.files.items()]
     lines.append(f"{len(report.files)} files, {sum(report.files.values()):,} bytes")
     lines += [f"Note: {note}" for note in report.notes]
+    lines += [f"Removed from the repository: {name}, left by an earlier push" for name in report.removed]
     if report.dry_run:
         lines += ["", report.card.rstrip(), ""]
         lines.append(
@@ -60,4 +67,6 @@ def _describe(report: PushReport) -> str:
         lines.append(f"Pushed to {report.url} ({visibility}, {report.revision}, commit {report.commit[:12]})")
     else:
         lines.append(f"{report.url} ({visibility}, {report.revision}) has all of it already; nothing was sent.")
+    if report.tag and not report.dry_run:
+        lines.append(f'Tagged {report.tag}: `from_pretrained("{report.repo_id}", revision="{report.tag}")`')
     return "\n".join(lines)

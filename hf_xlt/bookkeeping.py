@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_xlt.arguments import Arguments, non_default
 from hf_xlt.averaging.shared_head import SharedHead
+from hf_xlt.data.provenance import provenance
 from hf_xlt.data.roles import DataPlan
 from hf_xlt.environment import hardware, shareable_arguments, shareable_command, versions
 from hf_xlt.errors import ConfigError
@@ -48,6 +49,7 @@ def start_record(
             "summary": strategy.summary,
             "notes": strategy.notes,
             "paper": dataclasses.asdict(strategy.paper) if strategy.paper else None,
+            "defaults": defaults(arguments),
         },
         task={
             "name": task.name,
@@ -81,6 +83,20 @@ def resolved(arguments: Arguments) -> dict[str, Any]:
     return {**shareable_arguments(values, HIDDEN), **_file_settings(arguments)}
 
 
+def defaults(arguments: Arguments) -> list[str]:
+    """Return the names of the strategy's own settings that were left at their defaults."""
+    from hf_xlt.training.config import XLTConfig
+
+    shared = {entry.name for entry in dataclasses.fields(XLTConfig)}
+    return [
+        entry.name
+        for entry in dataclasses.fields(arguments.config)
+        if entry.name not in shared
+        and getattr(arguments.config, entry.name)
+        == (entry.default_factory() if callable(entry.default_factory) else entry.default)
+    ]
+
+
 def _few_shot(arguments: Arguments) -> dict[str, Any] | None:
     """Describe the choice of few-shot examples and where they go; None for zero-shot."""
     data = arguments.data
@@ -109,6 +125,8 @@ def describe_data(plan: DataPlan) -> dict[str, Any]:
                 "sources": sorted({entry.source.name for entry in entries}),
                 "hub_ids": sorted({entry.source.hub_id for entry in entries if entry.source.hub_id}),
                 "split": entries[0].split,
+                **({"columns": dict(entries[0].columns)} if entries[0].columns else {}),
+                **provenance([entry.source for entry in entries]),
                 "examples": {entry.language: entry.size for entry in entries},
                 "fingerprints": {
                     entry.language: entry.source.fingerprint(entry.language, entry.split)
@@ -139,6 +157,9 @@ def describe_languages(plan: DataPlan) -> dict[str, list[dict[str, str]]]:
     groups = {"source": plan.source_languages, "target": plan.target_languages}
     if plan.auxiliary_languages:
         groups["auxiliary"] = plan.auxiliary_languages
+    texts = tuple(entry.language for entry in plan.of_role("text"))
+    if texts:
+        groups["text"] = texts
     return {
         role: [{"code": code, "iso": iso_code(code), "name": english_name(code)} for code in codes]
         for role, codes in groups.items()

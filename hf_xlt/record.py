@@ -30,6 +30,9 @@ LAST_CHECKPOINT = "last checkpoint"
 SOURCE_VALIDATION = "source-language validation"
 TARGET_VALIDATION = "target-language validation (oracle)"
 
+# Pictures that may lie beside a model, in the order in which a card shows them.
+PLOTS = ("results.png", "generalized.png", "gates.png", "representations.png")
+
 
 @dataclass
 class RunRecord:
@@ -37,7 +40,7 @@ class RunRecord:
 
     Attributes:
         strategy: `name`, `title`, `summary`, `notes`, and `paper` (`title`, `authors`, `venue`, `url`, `bibtex`) or
-            None.
+            None; `defaults`: names of those of its own settings that were left at their defaults.
         task: `name`, `pipeline_tag`, `auto_model` (class name), `metric` (the main one).
         arguments: every resolved argument that a reader can use: no paths, no tokens.
         settings: the arguments that differ from their defaults, and every setting of the strategy itself.
@@ -46,7 +49,8 @@ class RunRecord:
             place of all weights (`method`, `rank`, `alpha`, `dropout`, `target_modules`, `modules_to_save`,
             `trainable_parameters`).
         data: per role (`source`, `validation`, `target`, `few-shot`, ...) `sources` (Hub ids, or file patterns without
-            their local part), `hub_ids`, `split`, and per language `examples` and `fingerprints`.
+            their local part), `hub_ids`, `split`, `columns` by their role in the task, and per language `examples` and
+            `fingerprints`; where the data say so themselves, `licenses` by source and `citations` (BibTeX).
         languages: per role a list of `{code, iso, name}`.
         labels: the label inventory in index order.
         few_shot: `shots`, `shot_seed`, `mode`; None for zero-shot.
@@ -54,7 +58,8 @@ class RunRecord:
         selection: `protocol` (one of the three constants above), `metric`, `languages`; `oracle` is True when
             target-language labels chose anything.
         phases: `name`, `updates`, `seconds`, per phase done; of one that was averaged `averaging` (see
-            `hf_xlt.averaging.summary`).
+            `hf_xlt.averaging.summary`); with `card`, what the strategy wants the card to say
+            (`hf_xlt.card_block`).
         versions: package to version.
         hardware: `device`, `processor`, `processes`, `threads`.
         wall_time_seconds: training and scoring, over all resumptions.
@@ -64,6 +69,7 @@ class RunRecord:
         zero_shot: the same of the model that few-shot training started from, or None.
         comparators: `Comparators.to_dict()` of the run's own snapshots, or None.
         generalized: `GeneralizedResults.to_dict()` of all ordered pairs of languages, or None.
+        plots: names of the pictures beside the model.
         parents: records that this one was made from (averages).
         demo: whether this is the embedded default, whose numbers say nothing about other tasks.
         status: `running`, `interrupted`, `trained` (saved, not yet scored) or `finished`.
@@ -91,6 +97,7 @@ class RunRecord:
     zero_shot: dict[str, Any] | None = None
     comparators: dict[str, Any] | None = None
     generalized: dict[str, Any] | None = None
+    plots: list[str] = field(default_factory=list)
     parents: list[dict[str, Any]] = field(default_factory=list)
     demo: bool = False
     status: str = RUNNING
@@ -117,6 +124,10 @@ class RunRecord:
     def generalized_scores(self) -> GeneralizedResults | None:
         """The scores of all ordered pairs of languages, or None."""
         return GeneralizedResults.from_dict(self.generalized) if self.generalized else None
+
+    def with_plots(self, folder: str | os.PathLike) -> RunRecord:
+        """Return a copy that names the pictures which lie in a folder, and no other."""
+        return dataclasses.replace(self, plots=[name for name in PLOTS if (Path(folder) / name).is_file()])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form; `from_dict` is its inverse."""

@@ -103,6 +103,7 @@ class Run:
         if self.before is not None and self.before.status == FINISHED:
             say(f"The run in `{self.folder}` is finished; nothing to resume.\n")
             self._show(self.before)
+            self._push()
             return 0
         flag = InterruptionFlag()
         with flag.listen():
@@ -302,6 +303,7 @@ class Run:
             write_results(self.folder, record.scores, record.scores_beside)
             write_comparators(self.folder, record.comparator_scores)
             replace_generalized(self.folder, record.generalized_scores)
+            record.plots = record.with_plots(self.folder).plots
         self._keep(record, FINISHED)
         if is_first_process():
             write_text(self.folder / "README.md", render(record))

@@ -120,6 +120,7 @@ def _complete(
     add_test_fingerprints(record, plan)
     record.results, record.status = results.to_dict(), FINISHED
     record.generalized = generalized.to_dict() if generalized else None
+    record.plots = record.with_plots(folder).plots
     record.write(folder)
     write_text(folder / CARD_NAME, render(record))
     return [RECORD_NAME, CARD_NAME]

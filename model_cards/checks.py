@@ -1,11 +1,15 @@
-"""What must not be in a card, or in any text that is pushed: bad metadata, local paths, tokens."""
+"""What must not be in a card, or in any text that is pushed: bad metadata, other figures, local paths, tokens."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hf_xlt.model_cards.metadata import HUB_ID, LANGUAGE_CODE
+from hf_xlt.model_cards.metadata import HUB_ID, LANGUAGE_CODE, eval_results
+from hf_xlt.record import RunRecord
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 _HEADER = re.compile(r"---\n(.*?)\n---(\n|$)", re.DOTALL)
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
@@ -97,6 +101,33 @@ def _check_model_index(values: dict[str, Any]) -> list[str]:
         for result in results
         if isinstance(result.metric_value, bool) or not isinstance(result.metric_value, (int, float))
     ]
+
+
+def contradictions(text: str, record: RunRecord) -> list[str]:
+    """Find figures in a card's header that are not those of the run; figures of other test sets may be added.
+
+    Args:
+        text: a card that `check` has no complaint of.
+        record: of the run that it tells of.
+
+    Returns:
+        Problems in words.
+    """
+    from huggingface_hub.repocard_data import model_index_to_eval_results
+
+    values = header(text)
+    _, found = model_index_to_eval_results(values["model-index"]) if "model-index" in values else ("", [])
+    measured = {_place_of(result): result.metric_value for result in eval_results(record)}
+    return [
+        f"`model-index` gives {result.metric_value} as {result.metric_name or result.metric_type} of "
+        f"`{result.dataset_config}`, and the run has measured {measured[_place_of(result)]}"
+        for result in found
+        if measured.get(_place_of(result), result.metric_value) != result.metric_value
+    ]
+
+
+def _place_of(result: EvalResult) -> tuple[str | None, ...]:
+    return (result.dataset_type, result.dataset_config, result.dataset_split, result.metric_type, result.metric_name)
 
 
 def _as_list(value: Any) -> list[Any]:

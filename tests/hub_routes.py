@@ -289,7 +289,10 @@ def delete_ref(handler: Handler, repo: str, kind: str, name: str) -> None:
 
 @route("GET", "/REPO/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 def resolve(handler: Handler, repo: str, revision: str, path: str) -> None:
-    at = handler.find_repo(repo).resolve(revision)
+    found = handler.find_repo(repo)
+    at = found.resolve(revision)
+    if found.gated:
+        raise HubError(403, "Access to this model is restricted", "GatedRepo", X_Repo_Commit=at.oid)
     entry = at.tree.get(path)
     if entry is None:
         raise HubError(404, "Entry not found", "EntryNotFound", X_Repo_Commit=at.oid)

@@ -11,6 +11,7 @@ import json
 import socket
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,9 @@ class Handler(BaseHTTPRequestHandler):
             self.rfile.read(min(1024, int(self.headers.get("Content-Length") or 0)))
             return self._cut()
         self.body = self._read_body()
+        if fault and fault.kind == "stall":
+            time.sleep(fault.seconds)
+            return self._cut()
         if fault and fault.kind == "status":
             return self.reply_json({"error": f"acted-out failure {fault.code}"}, fault.code, fault.headers)
         self.muted = fault is not None

@@ -45,7 +45,8 @@ class Fault:
         method: HTTP method it applies to.
         path: regular expression, searched in path and query.
         kind: `status` answers with `code` and does nothing, `drop` cuts the connection while the body arrives,
-            `lost reply` does what was asked and cuts the connection.
+            `lost reply` does what was asked and cuts the connection, `stall` says nothing for `seconds` and does it
+            neither, then cuts.
         times: how many requests it hits.
         code: status of kind `status`.
         headers: headers of kind `status`.
@@ -57,6 +58,7 @@ class Fault:
     times: int = 1
     code: int = 500
     headers: dict[str, str] = field(default_factory=dict)
+    seconds: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Repo:
 
     id: str
     private: bool
+    gated: bool = False
     commits: dict[str, Commit] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
 

@@ -110,3 +110,19 @@ def test_push_at_the_end_of_a_run_is_our_own_push_after_the_run_is_saved(world, 
     names = {sibling.rfilename for sibling in info.siblings}
     assert {"model.safetensors", "config.json", "README.md", "xlt_run.json"} <= names and info.private
     assert not any(name.endswith((".bin", ".pt", ".pth")) or name.startswith("checkpoint") for name in names)
+
+
+def test_a_push_that_fails_at_the_end_of_a_run_loses_nothing_and_resuming_makes_up_for_it(world, hub, hub_env):
+    line = f"{RUN} --max-steps 2 --output-dir kept --push-to-hub --hub-model-id user/later"
+    failing = command(line, world, **{**hub_env, "HF_ENDPOINT": "http://127.0.0.1:9"})
+    _, err = failing.communicate(timeout=200)
+    assert failing.returncode == 1
+    last = err.strip().splitlines()[-1]
+    assert "cannot reach http://127.0.0.1:9" in last and last.endswith("`hf-xlt push kept user/later`")
+    saved = (world / "kept" / "model.safetensors").read_bytes()
+    assert json.loads((world / "kept" / "xlt_run.json").read_text())["status"] == "finished"
+    resumed = command(f"{line} --resume", world, **hub_env)
+    out, err = resumed.communicate(timeout=200)
+    assert resumed.returncode == 0, err
+    assert "nothing to resume" in out and "Pushed to " in out
+    assert hub.store.files("user/later")["model.safetensors"] == saved

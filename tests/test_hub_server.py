@@ -12,6 +12,7 @@ import pytest
 from hub_store import Fault
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
+    GatedRepoError,
     HfHubHTTPError,
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
@@ -254,13 +255,47 @@ def test_unknown_routes_are_recorded(hub):
 
 
 @pytest.mark.parametrize(
-    "fault", [Fault("PUT", "/_lfs/"), Fault("PUT", "/_lfs/", kind="drop")], ids=["500", "dropped"]
+    "fault",
+    [
+        Fault("PUT", "/_lfs/"),
+        Fault("PUT", "/_lfs/", kind="drop"),
+        Fault("POST", "/objects/batch"),
+        Fault("POST", "/objects/batch", code=429),
+        Fault("POST", "/lfs/verify"),
+        Fault("POST", "/preupload/"),
+    ],
+    ids=lambda fault: f"{fault.path} {fault.kind} {fault.code}",
 )
-def test_the_client_retries_a_failed_lfs_upload(hub, api, repo, fault):
+def test_the_client_retries_a_failed_transfer(hub, api, repo, fault):
     hub.store.faults.append(fault)
     push(api, {"model.safetensors": WEIGHTS * 64})
-    assert len(hub.store.requests("PUT", "/_lfs/")) == 2
+    assert len(hub.store.requests(fault.method, fault.path)) == 2
     assert hub.store.files(REPO)["model.safetensors"] == WEIGHTS * 64
+
+
+def test_a_stalled_transfer_is_retried_once_the_client_gives_up(hub, api, repo, monkeypatch):
+    from huggingface_hub import get_session
+
+    monkeypatch.setattr(get_session(), "timeout", httpx2.Timeout(0.3))
+    hub.store.faults.append(Fault("POST", "/objects/batch", kind="stall", seconds=1.0))
+    push(api, {"model.safetensors": WEIGHTS})
+    assert len(hub.store.requests("POST", "/objects/batch")) == 2
+
+
+def test_a_download_that_fails_once_fails(hub, api, repo, tmp_path):
+    push(api, {"config.json": b"{}"})
+    hub.store.faults.append(Fault("GET", "/resolve/"))
+    with pytest.raises(HfHubHTTPError) as caught:
+        api.hf_hub_download(REPO, "config.json", cache_dir=tmp_path)
+    assert caught.value.response.status_code == 500
+    assert Path(api.hf_hub_download(REPO, "config.json", cache_dir=tmp_path)).read_bytes() == b"{}"
+
+
+def test_a_gated_repository_is_told_from_a_missing_one(hub, api, repo, tmp_path):
+    push(api, {"config.json": b"{}"})
+    hub.store.repos[REPO].gated = True
+    with pytest.raises(GatedRepoError):
+        api.hf_hub_download(REPO, "config.json", cache_dir=tmp_path)
 
 
 def test_the_client_waits_at_preupload_as_told(hub, api, repo):

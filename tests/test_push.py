@@ -1,12 +1,14 @@
 import json
 import struct
 
-import httpx2
+import numpy
 import pytest
 import typer
 from hub_store import Fault
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi
 from records import SENT, make_demo_record, make_record, make_run
+from safetensors.numpy import save_file
+from strategy_records import lora
 
 from hf_xlt.cli import push as push_command
 from hf_xlt.errors import ConfigError, RunError, describe
@@ -26,14 +28,6 @@ def run(tmp_path):
 @pytest.fixture
 def api(hub):
     return HfApi(endpoint=hub.url, token="hf_good")
-
-
-@pytest.fixture
-def waits(monkeypatch):
-    """The pauses between attempts, which do not happen."""
-    waited = []
-    monkeypatch.setattr("hf_xlt.hub.errors._sleep", waited.append)
-    return waited
 
 
 @pytest.fixture
@@ -78,6 +72,35 @@ def test_shards_go_with_their_index(hub, api, run):
     (run / shards[1]).unlink()
     with pytest.raises(ConfigError, match="00002.*is missing"):
         push(run, REPO, api=api)
+
+
+def test_weights_of_an_earlier_push_that_would_be_loaded_instead_are_removed(hub, api, run):
+    api.create_repo(REPO)
+    old = {"model-00001-of-00002.safetensors", "model.safetensors.index.json", "adapter_config.json"}
+    adds = [CommitOperationAdd(name, b"{}" * 9) for name in (*old, "notes.txt", "eval.json")]
+    api.create_commit(REPO, adds, commit_message="earlier")
+    # The reply is lost and the commit repeated: what is gone already must not be removed twice.
+    hub.store.faults.append(Fault("POST", "/commit/", kind="lost reply"))
+    report = push(run, REPO, api=api)
+    files = set(hub.store.files(REPO))
+    assert not files & old and {"notes.txt", "eval.json", "model.safetensors"} <= files
+    assert report.changed and push(run, REPO, api=api).removed == ()
+
+
+def test_removed_files_are_named(hub, api, run):
+    api.create_repo(REPO)
+    api.create_commit(REPO, [CommitOperationAdd("adapter_model.safetensors", b"x" * 9)], commit_message="earlier")
+    assert push(run, REPO, api=api).removed == ("adapter_model.safetensors",)
+
+
+def test_a_picture_that_is_not_pushed_is_named(hub, api, run):
+    (run / "results.png").write_bytes(b"png")
+    assert "![Score" in push(run, REPO, api=api).card and "results.png" in hub.store.files(REPO)
+    edited = render(make_record(), REPO) + "![mine](my%20own.png) ![theirs](https://example.org/a.png)\n"
+    (run / "README.md").write_text(edited, encoding="utf-8")
+    notes = push(run, REPO, api=api).notes
+    assert any("the card shows my%20own.png, which is not pushed" in note for note in notes)
+    assert not any("example.org" in note for note in notes)
 
 
 def test_the_pushed_card_names_the_repository(hub, api, run):
@@ -187,6 +210,76 @@ def test_unscored_runs_and_demos_need_force(hub, api, tmp_path):
     assert "Demonstration" in hub.store.files("user/demo")["README.md"].decode()
 
 
+@pytest.fixture
+def adapted(tmp_path):
+    """A run through LoRA, with its adapter beside the merged model."""
+    folder = make_run(tmp_path / "adapted", lora())
+    (folder / "adapter").mkdir()
+    save_file({"a": numpy.ones(6, numpy.float32)}, folder / "adapter" / "adapter_model.safetensors")
+    config = {"base_model_name_or_path": "FacebookAI/xlm-roberta-base", "peft_type": "LORA"}
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "adapter" / "optimizer.pt").write_bytes(b"stays here")
+    return folder
+
+
+def test_an_adapter_goes_without_the_model(hub, api, adapted):
+    report = push(adapted, REPO, adapter=True, api=api)
+    beside = {"README.md", "xlt_run.json", *SENT} - {"model.safetensors", "config.json"}
+    assert set(report.files) == beside | {"adapter_config.json", "adapter_model.safetensors"}
+    assert hub.store.files(REPO)["README.md"].decode() == render(lora().with_plots(adapted), REPO, adapter=True)
+    assert report.tag.startswith("adapter-2026-03-01-")
+    # The merged model takes the adapter's place, and the other way round: never are both there.
+    push(adapted, REPO, api=api)
+    assert "adapter_config.json" not in hub.store.files(REPO) and "model.safetensors" in hub.store.files(REPO)
+    push(adapted, REPO, adapter=True, api=api)
+    assert "model.safetensors" not in hub.store.files(REPO) and "adapter_config.json" in hub.store.files(REPO)
+    assert len(hub.store.repos[REPO].refs) == 3
+
+
+def test_an_edited_card_of_the_merged_model_does_not_go_with_the_adapter(api, adapted):
+    (adapted / "README.md").write_text(render(lora(), REPO) + "\nThanks.\n", encoding="utf-8")
+    report = push(adapted, REPO, adapter=True, api=api)
+    assert is_generated(report.card) and "tells of the merged model" in report.notes[0]
+
+
+def test_adapters_that_nobody_could_load_are_refused(hub, api, run, adapted):
+    with pytest.raises(ConfigError, match="trained no adapter"):
+        push(run, REPO, adapter=True, api=api)
+    place = adapted / "adapter"
+    config = place / "adapter_config.json"
+    good = config.read_text()
+    for bad, message in [
+        ("{", "is damaged"),
+        ('{"base_model_name_or_path": null}', "trained them in an earlier phase"),
+        ('{"base_model_name_or_path": "/home/me/base"}', "trained them in an earlier phase"),
+    ]:
+        config.write_text(bad)
+        with pytest.raises(ConfigError, match=message):
+            push(adapted, REPO, adapter=True, api=api)
+    config.write_text(good)
+    (place / "adapter_model.safetensors").write_bytes(b"abc")
+    with pytest.raises(ConfigError, match="adapter_model.safetensors` is damaged"):
+        push(adapted, REPO, adapter=True, api=api)
+    (place / "adapter_model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="`adapter_model.safetensors` is missing"):
+        push(adapted, REPO, adapter=True, api=api)
+    local = lora()
+    local.model["name"] = None
+    local.write(adapted)
+    save_file({"a": numpy.ones(6, numpy.float32)}, place / "adapter_model.safetensors")
+    with pytest.raises(ConfigError, match="they are local.*Leave `--adapter` out"):
+        push(adapted, REPO, adapter=True, api=api)
+    assert hub.log == []
+
+
+def test_a_folder_of_several_runs_names_them(hub, api, tmp_path):
+    for name in ("run-2", "averaged"):
+        make_run(tmp_path / "sweep" / name)
+    with pytest.raises(ConfigError, match="holds 2 runs and is none itself.*averaged, run-2"):
+        push(tmp_path / "sweep", REPO, api=api)
+    assert hub.log == []
+
+
 def test_a_folder_without_a_run_is_refused(api, tmp_path):
     for folder in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(ConfigError, match="holds no run"):
@@ -218,113 +311,6 @@ def test_paths_and_tokens_in_a_config_are_refused(hub, api, run, bad):
     assert TOKEN not in str(caught.value) and hub.log == []
 
 
-@pytest.mark.parametrize(
-    ("route", "method"), [("whoami", "GET"), ("repos/create", "POST"), ("/commit/", "POST"), ("/api/models/", "GET")]
-)
-@pytest.mark.parametrize("code", [429, 500, 503])
-def test_passing_failures_are_waited_out(hub, api, run, waits, route, method, code):
-    if "models" in route:
-        api.create_repo(REPO)
-    hub.store.faults.append(Fault(method, route, times=2, code=code, headers={"Retry-After": "7"}))
-    assert push(run, REPO, api=api).changed
-    assert waits == [7.0, 7.0]
-    assert len(commits(hub)) == (3 if "commit" in route else 1)
-
-
-def test_a_conflict_at_the_commit_is_tried_again(hub, api, run, waits):
-    hub.store.faults.append(Fault("POST", "/commit/", code=409, times=3))
-    assert push(run, REPO, api=api).changed
-    assert waits == [1.0, 2.0, 4.0]
-
-
-def test_a_commit_whose_reply_was_lost_counts_as_done(hub, api, run, waits):
-    hub.store.faults.append(Fault("POST", "/commit/", kind="lost reply"))
-    report = push(run, REPO, api=api)
-    assert report.changed and len(commits(hub)) == 1 and len(waits) == 1
-    assert report.commit == hub.store.repos[REPO].resolve("main").oid
-
-
-@pytest.mark.parametrize("kind", ["lost reply", "status"])
-def test_a_pull_request_is_not_opened_twice(hub, api, run, waits, kind):
-    api.create_repo(REPO)
-    hub.store.faults.append(Fault("POST", "/commit/", kind=kind, code=500))
-    with pytest.raises(RunError, match="to try again"):
-        push(run, REPO, create_pr=True, api=api)
-    assert len(commits(hub)) == 1 and waits == []
-
-
-def test_a_failed_lfs_upload_is_left_to_the_client(hub, api, run, waits):
-    hub.store.faults.append(Fault("PUT", "/_lfs/"))
-    assert push(run, REPO, api=api).changed
-    assert len(hub.store.requests("PUT", "/_lfs/")) == 2 and waits == []
-
-
-@pytest.mark.parametrize(
-    ("code", "attempts", "message"),
-    [
-        (401, 1, r"refuses the access token \(401\).*hf auth login"),
-        (403, 1, r"may not write to `user/topic-robust` \(403\).*`user`"),
-        (409, 5, r"conflict \(409\)"),
-        (412, 1, r"has changed while the push was on its way \(412\)"),
-        (418, 1, r"refused the push.*\(status 418\)"),
-        (429, 5, r"allows no more requests for now \(429\)"),
-        (500, 5, r"the Hub failed \(status 500\)"),
-    ],
-)
-def test_lasting_failures_name_cause_and_retry(hub, api, run, waits, code, attempts, message):
-    hub.store.faults.append(Fault("POST", "/commit/", code=code, times=99))
-    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
-    with pytest.raises(RunError, match=message) as caught:
-        push(run, REPO, private=True, commit_message="It's new", api=api)
-    assert len(commits(hub)) == attempts
-    line = describe(caught.value)
-    assert line.endswith(f"""`hf-xlt push {run} {REPO} --private --commit-message 'It'"'"'s new'`""")
-    assert "\n" not in line
-    assert before == {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
-
-
-def test_bad_tokens_are_told_apart(hub, run, monkeypatch):
-    with pytest.raises(RunError, match=r"refuses the access token \(401\)"):
-        push(run, REPO, api=HfApi(endpoint=hub.url, token="hf_stolen"))
-    with pytest.raises(RunError, match="may only read"):
-        push(run, REPO, api=HfApi(endpoint=hub.url, token="hf_read"))
-    monkeypatch.setattr("huggingface_hub.hf_api.get_token", lambda: None)
-    with pytest.raises(RunError, match="no Hub access token was found.*hf auth login"):
-        push(run, REPO, api=HfApi(endpoint=hub.url))
-    assert not hub.store.repos
-
-
-def test_a_foreign_namespace_is_refused(hub, api, run):
-    with pytest.raises(RunError, match=r"may not write to `stranger/model` \(403\).*namespace"):
-        push(run, "stranger/model", api=api)
-
-
-def test_an_unreachable_hub_is_named(run, waits):
-    with pytest.raises(RunError, match=r"cannot reach http://127.0.0.1:9.*unharmed.*hf-xlt push") as caught:
-        push(run, REPO, api=HfApi(endpoint="http://127.0.0.1:9", token="hf_good"))
-    assert waits == [] and isinstance(caught.value.__cause__, httpx2.ConnectError)
-
-
-def test_offline_mode_is_named(run, monkeypatch, api):
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    def refuse():
-        raise OfflineModeIsEnabled("offline mode is enabled")
-
-    monkeypatch.setattr(api, "whoami", refuse)
-    with pytest.raises(RunError, match="HF_HUB_OFFLINE is set"):
-        push(run, REPO, api=api)
-
-
-def test_xet_failures_name_the_switch(run, monkeypatch, api):
-    def refuse():
-        raise RuntimeError("Network error: xet-write-token not found")
-
-    monkeypatch.setattr(api, "whoami", refuse)
-    with pytest.raises(RunError, match="HF_HUB_DISABLE_XET=1"):
-        push(run, REPO, api=api)
-
-
 def test_no_token_is_printed_or_stored(hub, run, monkeypatch, capsys, command):
     monkeypatch.setattr("hub_store.TOKENS", {TOKEN: "write"})
     monkeypatch.setattr("hub_server.TOKENS", {TOKEN: "write"})
@@ -344,8 +330,10 @@ def test_command_prints_where_it_went(hub, run, capsys, command):
     dry = capsys.readouterr().out
     assert f"Would push to {hub.url}/{REPO}" in dry and "model.safetensors" in dry and "# topic-robust" in dry
     assert hub.log == []
-    command(run, REPO, "--private")
-    assert f"Pushed to {hub.url}/{REPO} (private, main, commit" in capsys.readouterr().out
+    command(run, REPO, "--private", "--tag", "v1.0")
+    out = capsys.readouterr().out
+    assert f"Pushed to {hub.url}/{REPO} (private, main, commit" in out
+    assert f'from_pretrained("{REPO}", revision="v1.0")' in out
     command(run, REPO)
     assert "has all of it already" in capsys.readouterr().out
 
@@ -356,12 +344,3 @@ def test_command_prints_one_json_document(hub, run, capsys, command):
     assert report["repo_id"] == REPO and report["private"] is False and report["changed"] is True
     assert set(report["files"]) == {"README.md", "xlt_run.json", *SENT}
     assert is_generated(report["card"])
-
-
-@pytest.mark.parametrize(("method", "route"), [("POST", "/preupload/"), ("PUT", "/_lfs/")])
-def test_what_the_client_repeats_is_not_repeated_again(hub, api, run, waits, monkeypatch, method, route):
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
-    hub.store.faults.append(Fault(method, route, times=99))
-    with pytest.raises(RunError, match=r"the Hub failed \(status 500\)"):
-        push(run, REPO, api=api)
-    assert waits == [] and len(hub.store.requests(method, route)) == 6

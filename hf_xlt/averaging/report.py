@@ -264,8 +264,9 @@ _OF_PARENT = ("strategy", "settings", "seeds", "selection", "phases", "versions"
 
 
 def _parent(record: RunRecord) -> dict[str, Any]:
-    values = record.to_dict()
-    return {name: values[name] for name in _OF_PARENT}
+    values, scores = record.to_dict(), record.scores
+    averages = {"source_average": scores.source_average, "target_average": scores.target_average} if scores else {}
+    return {**{name: values[name] for name in _OF_PARENT}, **averages}
 
 
 def write_manifest(folder: Path, report: AverageReport, parents: Parents, command: str) -> None:

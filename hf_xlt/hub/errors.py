@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from hf_xlt.errors import ConfigError, RunError, one_line
@@ -13,6 +14,8 @@ T = TypeVar("T")
 _ATTEMPTS = 5
 _FIRST_WAIT_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 120.0
+# The client itself waits for ever for an answer; a commit of many large files takes the Hub a minute or two.
+_LONGEST_SILENCE_SECONDS = 300.0
 # Of these the client retries none where it matters: at the commit, at creation, at whoami.
 _NOT_DONE = frozenset({409, 429, 503})
 _PERHAPS_DONE = frozenset({500, 502, 504})
@@ -46,6 +49,20 @@ def persist(call: Callable[[], T], endpoint: str, repeatable: bool = True) -> T:
                 raise
         _sleep(min(wait, _LONGEST_WAIT_SECONDS))
     raise AssertionError("unreachable")
+
+
+@contextlib.contextmanager
+def impatient() -> Iterator[None]:
+    """Inside the block, take a connection for broken on which nothing has moved for minutes."""
+    import httpx2
+    from huggingface_hub import get_session
+
+    session = get_session()
+    before, session.timeout = session.timeout, httpx2.Timeout(_LONGEST_SILENCE_SECONDS, connect=30.0, pool=None)
+    try:
+        yield
+    finally:
+        session.timeout = before
 
 
 def _retried_already(error: Any, endpoint: str) -> bool:

@@ -98,7 +98,7 @@ def test_record_and_card_of_the_average_tell_what_it_is(finished):
     card = (finished / "averaged" / "README.md").read_text()
     assert not check(card)
     assert "The mean of 2 checkpoints of 2 runs, each of which is the mean of 2 snapshots." in card
-    assert "run-1/model.safetensors, run-2/model.safetensors" in card
+    assert "checkpoints `run-1/model.safetensors`, `run-2/model.safetensors`, each with weight 0.5" in card
     assert "--seeds 2 --share-head --average" in card and str(finished) not in card
     run = RunRecord.read(finished / "run-1")
     assert run.settings["shared_head"].startswith("of `donor`, frozen")

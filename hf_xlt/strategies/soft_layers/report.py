@@ -80,7 +80,15 @@ def describe(trainer: SoftLayerSelectionTrainer) -> dict[str, Any]:
         facts["profile"] = config.profile if config.gate_values is None else "given values"
         return facts
     verdicts = {name: evidence["verdict"] for name, evidence in file.evidence.items()}
-    return {**facts, **file.learned, "gate_type": file.gate_type, "verdicts": verdicts, "audit": file.audit}
+    ratios = {name: round(evidence["signal_to_noise"], 4) for name, evidence in file.evidence.items()}
+    return {
+        **facts,
+        **file.learned,
+        "gate_type": file.gate_type,
+        "verdicts": verdicts,
+        "signal_to_noise": ratios,
+        "audit": file.audit,
+    }
 
 
 def leave_gates(trainer: SoftLayerSelectionTrainer, folder: Path) -> None:

@@ -189,7 +189,9 @@ def test_the_record_says_how_scores_were_obtained(kit):
     assert kit.trainer().phase_facts() == {}
     facts = smoothing(kit, smooth_predict="vote", eps_mode="absolute").phase_facts()
     how = {"predict": "vote", "samples": 5, "noise": "gaussian", "norm_scope": "token", "radius": 0.1}
-    assert facts == {"smoothed_prediction": how}
+    assert facts["smoothed_prediction"] == how
+    # The model as it is loaded does not smooth: the card must say that its scores are not of that model.
+    assert "from 5 passes" in facts["card"]["text"] and "without noise" in facts["card"]["text"]
 
 
 def test_what_smoothing_cannot_use_is_refused(kit):
