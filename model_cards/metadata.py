@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_xlt.averaging.summary import is_oracle
 from hf_xlt.record import RunRecord
-from hf_xlt.results import SOURCE, TARGET
+from hf_xlt.results import AUXILIARY, SOURCE, TARGET
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -35,6 +35,8 @@ KNOWN_LICENSES = frozenset(
 )
 
 # The Hub's names of metrics, where ours say more.
+# What a role was tested on, in the record.
+_TESTS = {SOURCE: "source test", TARGET: "target", AUXILIARY: "auxiliary test"}
 _METRIC_TYPES = {"macro_f1": "f1", "micro_f1": "f1", "squad_f1": "f1", "squad_exact_match": "exact_match"}
 _METRIC_ARGUMENTS = {"macro_f1": {"average": "macro"}, "micro_f1": {"average": "micro"}}
 
@@ -147,11 +149,13 @@ def eval_results(record: RunRecord) -> list[EvalResult]:
 
 def _place(record: RunRecord, role: str, what: str, config: str) -> dict[str, Any]:
     """Name task and data set of a score; the Hub groups figures by these fields."""
-    data = record.data.get("source test" if role == SOURCE else "target") or {}
+    data = record.data.get(_TESTS[role]) or {}
     sources, hub_ids = data.get("sources") or ["test data"], data.get("hub_ids") or []
     if role == TARGET and is_oracle(record.selection, record.phases):
         # Figures travel without the card's warning.
         what += ", oracle selection on target labels"
+    if role == AUXILIARY:
+        what += ", a language with labels in training"
     kind = hub_ids[0] if len(hub_ids) == 1 and len(sources) == 1 else _slug(_without_placeholders(sources[0]))
     return {
         "task_type": record.task.get("pipeline_tag") or record.task["name"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors.numpy import save_file
 
 from hf_xlt.languages import english_name, iso_code
 from hf_xlt.record import FINISHED, LAST_CHECKPOINT, TARGET_VALIDATION, RunRecord
-from hf_xlt.results import SOURCE, TARGET, LanguageScore, Results
+from hf_xlt.results import AUXILIARY, SOURCE, TARGET, LanguageScore, Results
 
 ROBUST_PAPER = {
     "title": "Improving Zero-Shot Cross-Lingual Transfer Learning via Robust Training",
@@ -24,7 +25,9 @@ ROBUST_PAPER = {
 ACCURACY = {"en": 0.8125, "de": 0.7421875, "sw": 0.5, "quy": 0.40625}
 
 
-def make_results(accuracy: dict[str, float] | None = None, source: str = "en") -> Results:
+def make_results(
+    accuracy: dict[str, float] | None = None, source: str = "en", auxiliary: Collection[str] = ()
+) -> Results:
     """Scores with accuracy, a macro F1 a little below, and a loss."""
     accuracy = ACCURACY if accuracy is None else accuracy
     return Results(
@@ -32,7 +35,7 @@ def make_results(accuracy: dict[str, float] | None = None, source: str = "en") -
         tuple(
             LanguageScore(
                 language,
-                SOURCE if language == source else TARGET,
+                SOURCE if language == source else AUXILIARY if language in auxiliary else TARGET,
                 1000 + 8 * number,
                 {"accuracy": value, "macro_f1": value - 0.0078125, "loss": 1.25},
             )

@@ -13,7 +13,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
 
-from records import make_record, make_results, named
+from records import ACCURACY, make_record, make_results, named
 
 from hf_xlt.averaging.report import PAPER
 from hf_xlt.record import SOURCE_VALIDATION, RunRecord
@@ -165,13 +165,23 @@ def soft_layers() -> RunRecord:
         "auxiliary_languages": ["hi"],
         "verdicts": {"word_embeddings": CLOSE, "layer_0": NO_EVIDENCE, "layer_1": NO_EVIDENCE, "layer_2": OPEN},
         "signal_to_noise": {"word_embeddings": 6.25, "layer_0": 0.5, "layer_1": 1.75, "layer_2": 4.5},
+        "movement": {
+            "word_embeddings": {"learning_rate": 5e-06, "displacement": 0.00125},
+            "layer_0": {"learning_rate": 1.03e-05, "displacement": 0.0625},
+            "layer_1": {"learning_rate": 9.69e-06, "displacement": 0.0375},
+            "layer_2": {"learning_rate": 1.75e-05, "displacement": 0.125},
+            "head": {"learning_rate": 2e-05, "displacement": None},
+        },
     }
     phases = [
         {"name": name, "updates": 1125, "seconds": 400.0, "soft_layers": facts, **gates_block(facts)}
         for name in ("gates", "train")
     ]
     plots = ["results.png", "gates.png"]
-    return _of("soft-layers", ("mode",), phases=phases, plots=plots, **_with("auxiliary", named("hi")))
+    own = _with("auxiliary", named("hi"))
+    own["data"]["auxiliary test"] = {**own["data"]["auxiliary"], "split": "test"}
+    results = make_results({**ACCURACY, "hi": 0.6875}, auxiliary=("hi",)).to_dict()
+    return _of("soft-layers", ("mode",), phases=phases, plots=plots, results=results, **own)
 
 
 def xmaml() -> RunRecord:

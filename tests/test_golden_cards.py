@@ -7,7 +7,7 @@ from card_parts import figures, header, table
 from hub_store import card_errors
 from huggingface_hub import ModelCard
 from records import make_record, named
-from strategy_records import CARDS, finetune, golden_path, render_golden, run_averaging, soft_layers
+from strategy_records import CARDS, finetune, golden_path, render_golden, run_averaging, soft_layers, xmaml
 
 from hf_xlt.model_cards.card import check, render
 from hf_xlt.registry import STRATEGIES
@@ -83,16 +83,20 @@ def test_settings_at_their_defaults_are_folded_away():
 
 def test_no_evidence_is_told_apart_from_keep():
     rows = {row[0]: row for row in table(render(soft_layers()), "How much each layer could move")}
-    assert rows["layer 0"][3].startswith("no evidence") and rows["layer 1"][3].startswith("no evidence")
-    assert rows["word embeddings"][1:] == ["0.250", "6.2", "close: moving less helped"]
-    assert rows["layer 2"][3].startswith("open") and rows["head"][1] == "none: moves freely"
+    assert rows["layer 0"][4].startswith("no evidence") and rows["layer 1"][4].startswith("no evidence")
+    assert rows["word embeddings"][1:] == ["0.250", "0.125 %", "6.2", "close: moving less helped"]
+    assert rows["layer 2"][4].startswith("open") and rows["head"][1:3] == ["none: moves freely", ""]
 
 
 def test_auxiliary_languages_are_never_called_zero_shot_targets():
     text = render(soft_layers())
     assert "on labelled examples in English and, as auxiliary language, Hindi" in text
-    assert "Not evaluated in Hindi (hi), an auxiliary language with labels in training." in text
+    assert "| Hindi | hi | auxiliary |" in text and "Not evaluated in Hindi" not in text
+    assert "over 3 languages" in text
+    assert "Hindi test set, a language with labels in training" in " ".join(text.split())
     assert "hi" in header(text)["language"]
+    text = render(xmaml())
+    assert "Not evaluated in Hindi (hi) and French (fr), auxiliary languages with labels in training." in text
     taught = soft_layers()
     taught.languages["auxiliary"] = named("sw")
     text = render(taught)

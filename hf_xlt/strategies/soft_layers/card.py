@@ -39,6 +39,7 @@ def gates_block(facts: dict[str, Any]) -> dict[str, Any]:
     for name, gate in moving.items():
         ratio = f"{ratios[name]:.1f}" if ratios and name in ratios else ""
         rows.append([_words(name), f"{gate:.3f}", ratio, _WORDS.get(verdicts.get(name), "")])
+    rows += _open_rows(facts, 4)
     notes = [
         "Signal to noise is the mean gradient of a gate over its standard error. At most "
         f"{ENOUGH:g} counts as no evidence: such a gate stayed where it was for want of a reason to move, which is "
@@ -46,7 +47,20 @@ def gates_block(facts: dict[str, Any]) -> dict[str, Any]:
         "A gate that is open or closed says what lowered the loss on the languages named above, not on the target "
         "languages.",
     ]
-    return card_block(_HEADING, text, [*rows, *_open_rows(facts, 4)], notes, PLOT_NAME)
+    if facts.get("movement"):
+        rows = _with_movement(rows, facts)
+        notes.append("Moved is the length of the way that a group's weights went, in percent of their own length.")
+    return card_block(_HEADING, text, rows, notes, PLOT_NAME)
+
+
+def _with_movement(rows: list[list[str]], facts: dict[str, Any]) -> list[list[str]]:
+    """Add how far each group went, after its gate."""
+    moved = {_words(name): entry["displacement"] for name, entry in facts["movement"].items()}
+    cells = ["moved"]
+    for row in rows[1:]:
+        share = moved.get(row[0])
+        cells.append("" if share is None else f"{100 * share:.3g} %")
+    return [[*row[:2], cell, *row[2:]] for row, cell in zip(rows, cells, strict=True)]
 
 
 def _open_rows(facts: dict[str, Any], width: int) -> list[list[str]]:
