@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_xlt.comparing.comparison import Comparison
 from hf_xlt.files import write_json, write_text
-from hf_xlt.results import markdown
+from hf_xlt.results import markdown, plain
 
 MARKDOWN_NAME, JSON_NAME, CSV_NAME = "comparison.md", "comparison.json", "comparison.csv"
 PLOT_NAME, HTML_NAME = "comparison.png", "comparison.html"
@@ -24,9 +24,18 @@ _WIDTH, _LABELS, _ROW = 900, 380, 34
 _GREY, _BLUE, _ORANGE = "#8a8a8a", "#1f77b4", "#d62728"
 
 
+def as_text(comparison: Comparison) -> str:
+    """Return the comparison for a terminal."""
+    parts = [comparison.heading(), plain(comparison.summary_table(), left=1)]
+    parts += ["\n".join(comparison.sentences())] if comparison.differences else []
+    parts.append(plain(comparison.language_table(), left=3))
+    return "\n\n".join([*parts, *(f"Note: {note}" for note in comparison.notes)])
+
+
 def describe(comparison: Comparison) -> str:
     """Return the comparison as Markdown."""
     parts = [comparison.heading(), markdown(comparison.summary_table(), left=1)]
+    parts += ["\n".join(f"- {line}" for line in comparison.sentences())] if comparison.differences else []
     parts.append(markdown(comparison.language_table(), left=3))
     if comparison.notes:
         parts.append("\n".join(f"- {note[0].upper()}{note[1:]}" for note in comparison.notes))
