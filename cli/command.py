@@ -55,7 +55,9 @@ class RunCommand(Command):
             return []
         before, comma, part = incomplete.rpartition(",")
         values = _values(flag.replace("_", "-"), flags)
-        return [SimpleNamespace(type="plain", value=before + comma + v, help=None) for v in values if v.startswith(part)]
+        return [
+            SimpleNamespace(type="plain", value=before + comma + v, help=None) for v in values if v.startswith(part)
+        ]
 
 
 def chosen_strategy(words: Sequence[str]) -> str:

@@ -34,7 +34,7 @@ COMMANDS = {
 }
 _EPILOG = f"""{EXIT_CODES} Errors are one line on stderr.
 
-`hf-xlt COMMAND --help` says what a command takes. `hf-xlt run` alone trains on a small task that comes with the package."""
+`hf-xlt COMMAND --help` says what a command takes. `hf-xlt run` alone trains on a small task that comes with it."""
 
 
 def build_app(only: str | None = None) -> typer.Typer:

@@ -61,7 +61,11 @@ def _listed(name: str, entry: dict[str, Any]) -> str:
 
 
 def _rows(entry: dict[str, Any]) -> list[tuple[str, str]]:
-    return [("needs", _needs(entry)), ("cost", f"{entry['cost']:.2f} plain steps per update"), ("paper", _paper(entry))]
+    return [
+        ("needs", _needs(entry)),
+        ("cost", f"{entry['cost']:.2f} plain steps per update"),
+        ("paper", _paper(entry)),
+    ]
 
 
 def _settings(name: str) -> list[dict[str, Any]]:

@@ -171,7 +171,8 @@ def _hub(problems: list[Problem]) -> dict[str, Any]:
         reply = get_session().get(address, headers=build_hf_headers(token=token or False), timeout=_HUB_SECONDS)
     except Exception as error:
         # The classes of errors are those of whichever HTTP library the client uses.
-        problems.append(Problem(f"the Hub does not answer ({type(error).__name__}): only local and cached models and data can be used", False))
+        what = f"the Hub does not answer ({type(error).__name__}): only local and cached models and data can be used"
+        problems.append(Problem(what, False))
         return {**found, "reachable": False}
     found["reachable"] = reply.status_code < 500
     if reply.status_code == 200:
@@ -273,7 +274,9 @@ def _device_rows(devices: dict[str, Any]) -> list[tuple[str, str]]:
     elif cpu["bf16_instructions"] is None or devices["kind"] == "mps":
         words = "not known for this device; try `--bf16` on a few steps first"
     else:
-        words = "yes, on the CPU (`--bf16`)" if devices["bf16"] else "no: this CPU has no instructions for it; leave it"
+        words = (
+            "yes, on the CPU (`--bf16`)" if devices["bf16"] else "no: this CPU has no instructions for it; leave it"
+        )
     return [*rows, ("bf16", words)]
 
 

@@ -29,7 +29,6 @@ from hf_xlt.results import Results, plain
 from hf_xlt.streams import print_document, turned
 from hf_xlt.tasks import Encoding, get_task
 
-
 # What `--json` tells of a finished run; the rest is in its record.
 _OUTCOME = ("status", "results", "floor", "zero_shot", "comparators", "generalized", "wall_time_seconds")
 

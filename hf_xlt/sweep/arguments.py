@@ -87,7 +87,9 @@ def check_sweep(arguments: Arguments) -> None:
     if asked.parallel_runs is not None and asked.parallel_runs < 1:
         raise ConfigError(f"`--parallel-runs` is {asked.parallel_runs}; give 1 or more.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("a sweep (`--seeds`, `--strategies`) starts its own processes; call `hf-xlt run` without a launcher.")
+        raise ConfigError(
+            "a sweep (`--seeds`, `--strategies`) starts its own processes; call `hf-xlt run` without a launcher."
+        )
     if config.push_to_hub:
         raise ConfigError("`--push-to-hub` pushes one run; push the one you want with `hf-xlt push` after the sweep.")
     if arguments.run.resume and "output_dir" not in arguments.explicit:
