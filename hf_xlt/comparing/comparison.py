@@ -210,6 +210,7 @@ def compare_runs(places: Sequence[str], baseline: str | None = None) -> Comparis
     languages = shared_languages(runs, notes)
     roles = {entry.language: entry.role for entry in runs[0].record.scores.scores if entry.language in languages}
     base = _choose_baseline(conditions, baseline)
+    conditions = [base, *(condition for condition in conditions if condition is not base)]
     gaps = _differences(conditions, base, [code for code, role in roles.items() if role == TARGET], notes)
     values = {
         condition.name: {
