@@ -32,6 +32,8 @@ COMMANDS = {
     "lang-stats": ("lang_stats", "Count text by language."),
     "make-pairs": ("make_pairs", "Make a pair task of parallel sentences."),
 }
+_HELP = "Cross-lingual transfer: train with labels in one language, serve many, push the result."
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
 _EPILOG = f"""{EXIT_CODES} Errors are one line on stderr.
 
 `hf-xlt COMMAND --help` says what a command takes. `hf-xlt run` alone trains on a small task that comes with it."""
@@ -41,30 +43,25 @@ def build_app(only: str | None = None) -> typer.Typer:
     """Make the command line.
 
     Args:
-        only: the one command that is needed, if that is known: help must print at once.
+        only: the one command that is needed, if that is known, which then takes its arguments without its name: help
+            must print at once, and typer imports pydantic to look at the flags of a group.
     """
     app = typer.Typer(
         name="hf-xlt",
-        help="Cross-lingual transfer: train with labels in one language, serve many, push the result.",
+        help=_HELP,
         epilog=_EPILOG,
+        add_completion=only is None,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings=_SETTINGS,
     )
-
-    @app.callback()
-    def options(
-        version: bool = typer.Option(
-            False, "--version", callback=_print_version, is_eager=True, help="Print the version."
-        ),
-    ) -> None:
-        """Cross-lingual transfer: train with labels in one language, serve many, push the result."""
-
+    if only is None:
+        app.callback()(_options)
     for name, (module, _) in COMMANDS.items():
         if only in (None, name):
             import_module(f"hf_xlt.cli.{module}").register(app)
     for info in app.registered_commands:
-        info.short_help = COMMANDS[info.name][1]
+        info.short_help, info.context_settings = COMMANDS[info.name][1], _SETTINGS
         if not issubclass(info.cls, Command):
             info.cls = Command
     return app
@@ -74,6 +71,14 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         print(__version__)
         raise typer.Exit()
+
+
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    """Cross-lingual transfer."""
 
 
 @reports_errors
@@ -109,9 +114,12 @@ def _call(arguments: list[str]) -> int:
     from typer import exceptions
 
     name = arguments[0] if arguments else "--help"
-    app = build_app(name if name in COMMANDS and not _completes() else None)
     try:
-        result = app(arguments or ["--help"], standalone_mode=False, prog_name="hf-xlt")
+        if name in COMMANDS and not _completes():
+            app, words, called = build_app(name), arguments[1:], f"hf-xlt {name}"
+        else:
+            app, words, called = build_app(), arguments or ["--help"], "hf-xlt"
+        result = app(words, standalone_mode=False, prog_name=called)
     except exceptions.Abort as error:
         raise KeyboardInterrupt from error
     except exceptions.TyperException as error:

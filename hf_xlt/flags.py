@@ -40,7 +40,10 @@ def build_catalogue() -> dict[str, Any]:
         facts[name], flags[name] = describe_strategy(strategy), describe_flags(build_parser(strategy), strategy)
     first, *rest = flags.values()
     shared = [entry for entry in first if all(entry in other for other in rest)]
-    own = {name: [entry for entry in entries if entry not in shared] for name, entries in flags.items()}
+    own = {
+        name: [[place, entry] for place, entry in enumerate(entries) if entry not in shared]
+        for name, entries in flags.items()
+    }
     return {"transformers": _version(), "tasks": list(TASKS), "strategies": facts, "shared": shared, "own": own}
 
 
@@ -117,8 +120,10 @@ def flags_of(strategy: str) -> list[dict[str, Any]] | None:
     found = read_catalogue()
     if found is None or strategy not in found["own"]:
         return None
-    entries = [*found["shared"], *found["own"][strategy]]
-    return sorted(entries, key=lambda entry: _GROUPS.index(entry["group"]))
+    entries = list(found["shared"])
+    for place, entry in found["own"][strategy]:
+        entries.insert(place, entry)
+    return entries
 
 
 def strategy_facts() -> dict[str, dict[str, Any]]:

@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
-from typing import Any, TextIO
+from collections.abc import Collection, Iterator
+from typing import Any, TextIO, TypeVar
+
+_Entry = TypeVar("_Entry")
 
 # Where documents go while stdout is turned away from the terminal.
 _documents: list[TextIO] = []
@@ -50,23 +52,34 @@ def print_document(document: Any) -> None:
 
 @contextlib.contextmanager
 def silenced(quiet: bool, documents: bool = False) -> Iterator[None]:
-    """Print nothing to stdout inside the block, and ask libraries that are not imported yet for no progress bars.
+    """Ask libraries that are not imported yet for no progress bars where there is no terminal, or none are wanted.
 
     Args:
-        quiet: whether to; otherwise nothing is changed.
+        quiet: show none on a terminal either, and print nothing to stdout inside the block.
         documents: the command prints a document, which is let through.
     """
-    if not quiet:
-        yield
-        return
-    unset = {name: value for name, value in _SILENT.items() if name not in os.environ}
+    # A bar moves the cursor, which is noise in a file.
+    wanted = _SILENT if quiet else {} if sys.stderr.isatty() else {"TQDM_DISABLE": "1"}
+    unset = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(unset)
     try:
-        with turned(quiet=not documents):
+        with turned(quiet=quiet and not documents):
             yield
     finally:
         for name in unset:
             os.environ.pop(name, None)
+
+
+def track(entries: Collection[_Entry], what: str) -> Iterator[_Entry]:
+    """Yield entries behind a progress bar, where bars are shown.
+
+    Args:
+        entries: to go through.
+        what: what is done, for the bar.
+    """
+    from tqdm import tqdm
+
+    yield from tqdm(entries, desc=what, leave=False, disable=not shows_progress())
 
 
 def shows_progress() -> bool:
