@@ -185,14 +185,15 @@ class Page(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.links, self.cells, self.open = [], [], []
+        self.links, self.cells, self.open, self.tags = [], [], [], []
 
     def handle_starttag(self, tag, attributes):
-        self.links += [value for name, value in attributes if name in ("src", "href")]
+        self.links += [value for name, value in attributes if name in ("src", "href", "action", "srcset", "poster")]
+        self.tags.append((tag, dict(attributes)))
         self.open.append(tag)
 
     def handle_data(self, data):
-        if self.open and self.open[-1] == "td":
+        if self.open and self.open[-1] in ("td", "th"):
             self.cells.append(data)
 
 
@@ -214,6 +215,7 @@ def test_all_forms_tell_the_same(runs, tmp_path, capsys):
     text = (folder / "comparison.md").read_text()
     for cell in (cell for row in found.summary_table()[1:] for cell in row if cell):
         assert cell in page.cells and cell in text and cell in printed
+    assert all(line in text and line in printed for line in found.sentences())
     assert METHOD in text and (folder / "comparison.png").stat().st_size > 5000
 
 
