@@ -10,13 +10,16 @@ def register(app: typer.Typer) -> None:
 
     @app.command("doctor")
     def doctor(
+        try_launch: bool = typer.Option(
+            False, "--try-launch", help="Also start two or more processes as advised, and see whether they meet."
+        ),
         as_json: bool = typer.Option(False, "--json", help="Print one JSON document instead of text."),
     ) -> int:
         """Check versions, devices, the Hub, caches and launchers; says what to mend."""
         from hf_xlt.doctor import describe, examine
         from hf_xlt.streams import print_document
 
-        found = examine()
+        found = examine(try_launch)
         if as_json:
             print_document(found.to_dict())
         else:

@@ -101,8 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rest[:1] == ["run"] and not _completes():
             from hf_xlt.cli import run
 
-            # The error's traceback was asked for of the decorator of this function.
-            return run.main([*rest[1:], *(QUIET[:1] if quiet else ())])
+            # It reports its errors itself, and is also called without this function.
+            shared = [flag[0] for flag in (QUIET, TRACEBACK) if set(flag) & set(arguments)]
+            return run.main([*rest[1:], *shared])
         return _call(rest)
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +20,7 @@ _OPTIONAL = {"matplotlib": ("plots", "pip install 'hf-xlt[plot]'")}
 _HUB_SECONDS = 4.0
 # A cache on a slow disk is not counted to the end: the answer should come in seconds.
 _COUNTED_FILES = 200_000
+_LAUNCH_SECONDS = 300
 _GIB = 2**30
 
 
@@ -63,12 +67,19 @@ class Examination:
         return {**asdict(self), "broken": self.broken}
 
 
-def examine() -> Examination:
-    """Look at everything; nothing is changed, and without a network it is as quick."""
+def examine(try_launch: bool = False) -> Examination:
+    """Look at everything; nothing is changed, and without a network it takes seconds.
+
+    Args:
+        try_launch: also start several processes as advised, which takes half a minute.
+    """
     problems = [*_check_packages(), *_check_encoder()]
     devices = _devices(problems)
     hub = _hub(problems)
-    return Examination(_versions(), devices, hub, _caches(problems), _launch(devices), problems)
+    launch = _launch(devices)
+    if try_launch and launch["several"]:
+        launch["tried"] = _try(launch["several"], max(launch["processes"], 2), problems)
+    return Examination(_versions(), devices, hub, _caches(problems), launch, problems)
 
 
 def _versions() -> dict[str, str]:
@@ -241,6 +252,29 @@ def _launch(devices: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _try(command: str, processes: int, problems: list[Problem]) -> bool:
+    """Start the processes of a launch command with a probe in place of a run; say whether they found each other."""
+    words = shlex.split(command.split(" -m ")[0])
+    settings = dict(word.split("=", 1) for word in words[: words.index("accelerate")])
+    # `accelerate` itself may not be on PATH; port 0 is any that is free.
+    line = [sys.executable, "-m", "accelerate.commands.launch", *words[words.index("launch") + 1 :]]
+    line += ["--main_process_port", "0", "-m", "hf_xlt.launch_probe"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **settings}
+    try:
+        done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=_LAUNCH_SECONDS)
+    except subprocess.TimeoutExpired:
+        problems.append(Problem(f"the launch did not end within {_LAUNCH_SECONDS} s: {command}", False))
+        return False
+    if done.stdout.split() == [str(processes)]:
+        return True
+    said = " ".join((done.stderr.strip().splitlines() or ["nothing"])[-1].split())
+    what = (
+        f"the launch did not work (exit code {done.returncode}, it printed {done.stdout.strip()!r}, and last {said!r})"
+    )
+    problems.append(Problem(what, False))
+    return False
+
+
 def describe(found: Examination) -> str:
     """Return what was found as text."""
     rows = [("Versions", ", ".join(f"{name} {version}" for name, version in found.versions.items()))]
@@ -254,6 +288,8 @@ def describe(found: Examination) -> str:
     rows.append(("Launch", f"one process: {found.launch['one']}"))
     if found.launch["several"]:
         rows.append(("", f"several:     {found.launch['several']}"))
+    if "tried" in found.launch:
+        rows.append(("", "Tried: the processes met." if found.launch["tried"] else "Tried: it does not work here."))
     rows += [("", note) for note in found.launch["notes"]]
     lines = [f"{name:<10} {text}" for name, text in rows]
     marks = {True: "Broken", False: "Note"}

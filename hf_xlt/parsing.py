@@ -85,7 +85,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     from_file = {options[key]: (key, value) for key, value in settings.items() if options[key] not in on_command_line}
     explicit = frozenset(on_command_line | set(from_file))
     place = (known.model or settings.get("model"), known.dataset or settings.get("dataset"))
-    defaults = default_settings(strategy, explicit, place)
+    defaults = default_settings("sweep" if names else strategy.name, explicit, place)
     tokens = [
         *as_tokens({key: value for key, value in defaults.items() if key not in explicit}),
         *as_tokens(dict(from_file.values())),
@@ -211,19 +211,17 @@ def as_tokens(settings: Mapping[str, Any]) -> list[str]:
     return tokens
 
 
-def default_settings(
-    strategy: Strategy, explicit: frozenset[str], place: tuple[str | None, str | None]
-) -> dict[str, Any]:
+def default_settings(name: str, explicit: frozenset[str], place: tuple[str | None, str | None]) -> dict[str, Any]:
     """Return defaults that depend on the machine, the strategy's name and whether the embedded task is run.
 
     Args:
-        strategy: registry entry.
+        name: what the output directory is named by.
         explicit: fields that the user set.
         place: the model and the source data that the user named.
     """
     import torch
 
-    defaults: dict[str, Any] = {"output_dir": f"runs/{strategy.name}-{_start_time():%Y%m%d-%H%M%S-%f}"[:-3]}
+    defaults: dict[str, Any] = {"output_dir": f"runs/{name}-{_start_time():%Y%m%d-%H%M%S-%f}"[:-3]}
     if not torch.cuda.is_available() and not torch.backends.mps.is_available():
         # Without it a launcher's CPU processes would each train alone, and pinning memory would warn.
         defaults["use_cpu"] = True

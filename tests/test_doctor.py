@@ -121,3 +121,22 @@ def test_the_loopback_hub_knows_who_asks(hub, hub_env):
     found = json.loads(done.stdout)["hub"]
     assert found["endpoint"] == hub.url and found["reachable"] and found["user"] == "user"
     assert "hf_good" not in done.stdout + done.stderr and os.path.basename(hub.url) in done.stdout
+
+
+def test_the_advised_launch_starts_processes_that_meet():
+    """The command that is printed, with a probe in place of the run."""
+    problems = []
+    assert doctor._try(WORKING_COMMAND.format(processes=2), 2, problems) and problems == []
+
+
+@pytest.mark.parametrize(("printed", "code"), [("1", 0), ("1\n1", 0), ("", 1)])
+def test_a_launch_whose_processes_do_not_meet_is_told(printed, code, monkeypatch):
+    def run(line, env, **options):
+        assert line[-2:] == ["-m", "hf_xlt.launch_probe"] and env["ACCELERATE_USE_CPU"] == "true"
+        return types.SimpleNamespace(stdout=printed, stderr="a\nlast words", returncode=code)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    problems = []
+    assert not doctor._try(WORKING_COMMAND.format(processes=2), 2, problems)
+    assert "the launch did not work" in problems[0].what and "last words" in problems[0].what
+    assert not problems[0].needed
