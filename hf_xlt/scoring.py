@@ -96,12 +96,7 @@ def evaluate_model(
     record = find_record(source)
     plan = _plan(record, data, source, languages)
     task = plan.task
-    scored = plan.of_role(SOURCE_TEST, TARGET_TEST)
-    if not scored:
-        raise ConfigError("there is nothing to score: none of the languages has test data.")
-    folder = _output_folder(model, record, scored[-1].source.name, output_dir)
-    if (folder / RESULTS_NAME).is_file() and not overwrite:
-        raise ConfigError(f"`{folder}` holds results already; add `--overwrite`, or give another `--output-dir`.")
+    folder = _claim_folder(model, record, plan, output_dir, overwrite)
     if data.generalized:
         choose_pair_sets(plan, data)
 
@@ -125,6 +120,21 @@ def evaluate_model(
     if _is_unscored_average(record) and folder == Path(model):
         written += _complete(record, plan, results, generalized, folder)
     return Evaluation(results, generalized, folder, written, plan.notes)
+
+
+def _claim_folder(model: str, record: RunRecord | None, plan: DataPlan, asked: str | None, overwrite: bool) -> Path:
+    """Return the folder for the results.
+
+    Raises:
+        ConfigError: there is nothing to score, or the folder holds results already.
+    """
+    scored = plan.of_role(TARGET_TEST, SOURCE_TEST)
+    if not scored:
+        raise ConfigError("there is nothing to score: none of the languages has test data.")
+    folder = _output_folder(model, record, scored[0].source.name, asked)
+    if (folder / RESULTS_NAME).is_file() and not overwrite:
+        raise ConfigError(f"`{folder}` holds results already; add `--overwrite`, or give another `--output-dir`.")
+    return folder
 
 
 def _is_unscored_average(record: RunRecord | None) -> bool:
