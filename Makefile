@@ -50,6 +50,10 @@ benchmarks: $(STAMP)  ## cost of a step against the arithmetic
 	$(BIN)/python benchmarks/metaxl_step.py
 	$(BIN)/python benchmarks/pretraining_step.py
 	$(BIN)/python benchmarks/pretraining_throughput.py
+	$(BIN)/python benchmarks/help.py
+
+flags: $(STAMP)  ## the catalogue of flags anew, after a setting or a version has changed
+	$(BIN)/python -m hf_xlt.flags
 
 examples: $(STAMP)  ## a few updates of every example
 	for file in examples/*.yaml; do $(BIN)/hf-xlt run --config $$file --max-steps 2 --no-floor --output-dir runs/examples/$$(basename $$file .yaml) --overwrite || exit 1; done

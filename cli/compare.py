@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import typer
@@ -24,19 +23,15 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Compare finished runs: mean and spread over seeds, paired differences, intervals and tests."""
         from hf_xlt.comparing.comparison import compare_runs
-        from hf_xlt.comparing.report import write_comparison
-        from hf_xlt.results import plain
+        from hf_xlt.comparing.report import as_text, write_comparison
+        from hf_xlt.streams import print_document
 
         comparison = compare_runs(runs, baseline)
         written = write_comparison(comparison, Path(output_dir)) if output_dir else []
         if as_json:
-            print(json.dumps(comparison.to_dict(), ensure_ascii=False))
+            print_document(comparison.to_dict())
             return
-        print(comparison.heading() + "\n")
-        print(plain(comparison.summary_table(), left=1) + "\n")
-        print(plain(comparison.language_table(), left=3))
-        for note in comparison.notes:
-            print(f"\nNote: {note}")
+        print(as_text(comparison))
         if written:
             print(f"\nSaved in {output_dir}: {', '.join(written)}.")
         else:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import sys
-
 import typer
+
+from hf_xlt.cli.command import task_names
 
 
 def register(app: typer.Typer) -> None:
@@ -16,10 +15,20 @@ def register(app: typer.Typer) -> None:
         model: str = typer.Argument(..., help="Run directory, model directory, or Hub id."),
         dataset: str = typer.Option(None, help="Data, as for `hf-xlt run`. Default: the embedded task of a demo run."),
         target_dataset: list[str] = typer.Option(None, help="Target data where they differ; repeatable."),
-        source_languages: str = typer.Option("en", help="Source languages, separated by commas."),
+        languages: str = typer.Option(None, help="Score these languages alone, separated by commas. Default: all."),
+        source_languages: str = typer.Option(
+            None, help="Languages that the model was trained on, separated by commas. Default: as in the run, or en."
+        ),
         target_languages: str = typer.Option("all", help="Target languages, separated by commas, or `all`."),
         target_split: str = typer.Option("test", help="Split to score."),
-        task: str = typer.Option("text-classification", help="Kind of task."),
+        task: str = typer.Option(
+            None, help="Kind of task. Default: as in the run, or in the model's config.", autocompletion=task_names
+        ),
+        labels: str = typer.Option(
+            None,
+            help="What the data call the model's classes, in the model's order, separated by commas. Default: as "
+            "the model's config names them.",
+        ),
         text_column: str = typer.Option(None, help="Column of the text."),
         text_pair_column: str = typer.Option(None, help="Column of the second text of a pair."),
         label_column: str = typer.Option(None, help="Column of the label."),
@@ -32,6 +41,9 @@ def register(app: typer.Typer) -> None:
         max_length: int = typer.Option(None, help="Longest input in tokens. Default: as in the run, or the task's."),
         batch_size: int = typer.Option(64, help="Examples per batch."),
         revision: str = typer.Option(None, help="Branch, tag or commit on the Hub."),
+        trust_remote_code: bool = typer.Option(
+            False, "--trust-remote-code", help="Run Python code that comes with the model. Only for authors you trust."
+        ),
         output_dir: str = typer.Option(None, help="Where to write. Default: beside the run, or `evaluations/`."),
         generalized: bool = typer.Option(
             False, "--generalized", help="Also score every ordered pair of languages, for tasks of sentence pairs."
@@ -43,17 +55,18 @@ def register(app: typer.Typer) -> None:
         as_json: bool = typer.Option(False, "--json", help="Print one JSON document instead of the table."),
         overwrite: bool = typer.Option(False, help="Replace results that are there."),
     ) -> None:
-        """Score a model per language; writes results.json, results.md and, with matplotlib, results.png."""
-        from hf_xlt.arguments import DataArguments
-        from hf_xlt.results import plain
+        """Score any model with a trained head; writes results.json, results.md and, with matplotlib, results.png."""
+        from hf_xlt.arguments import DataArguments, split_codes
         from hf_xlt.scoring import evaluate_model
+        from hf_xlt.streams import print_document, shows_progress, turned
 
         data = DataArguments(
             task=task,
             dataset=dataset,
             target_dataset=target_dataset or None,
-            source_languages=[source_languages],
+            source_languages=[source_languages] if source_languages else None,
             target_languages=[target_languages],
+            labels=[labels] if labels else None,
             target_split=target_split,
             text_column=text_column,
             text_pair_column=text_pair_column,
@@ -69,25 +82,22 @@ def register(app: typer.Typer) -> None:
             generalized_languages=[generalized_languages] if generalized_languages else None,
             id_column=id_column,
         )
-        found = evaluate_model(
-            model,
-            data,
-            batch_size=batch_size,
-            revision=revision,
-            output_dir=output_dir,
-            overwrite=overwrite,
-            progress=sys.stderr.isatty(),
-        )
-        results, pairs = found.results, found.generalized
+        if not source_languages:
+            # Left to the record of the run.
+            data.source_languages = None
+        with turned(documents_only=as_json):
+            found = evaluate_model(
+                model,
+                data,
+                batch_size=batch_size,
+                revision=revision,
+                output_dir=output_dir,
+                overwrite=overwrite,
+                progress=shows_progress(),
+                languages=split_codes([languages]) if languages else None,
+                trust_remote_code=trust_remote_code,
+            )
         if as_json:
-            more = {"generalized": pairs.to_dict()} if pairs else {}
-            print(json.dumps({**results.to_dict(), **more}, ensure_ascii=False))
-            return
-        print(plain(results.table()) + "\n")
-        for line in results.summary_lines():
-            print(f"  {line}")
-        for note in found.notes:
-            print(f"  Note: {note}")
-        if pairs:
-            print("\n" + pairs.describe())
-        print(f"\nSaved in {found.folder}: {', '.join(found.written)}.")
+            print_document(found.to_dict())
+        else:
+            print(found.describe())

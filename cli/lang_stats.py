@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import typer
@@ -41,19 +40,23 @@ def register(app: typer.Typer) -> None:
         from hf_xlt.pretraining import statistics
         from hf_xlt.pretraining.mixture import temperature_distribution
         from hf_xlt.pretraining.texts import read_texts
+        from hf_xlt.streams import print_document, track
 
         path = _output_path(output, overwrite)
         fitted = load_tokenizer(tokenizer, trust_remote_code=trust_remote_code)
         name = Path(tokenizer).resolve().name if Path(tokenizer).is_dir() else tokenizer
         texts = read_texts(text, languages, split=text_split, text_column=text_column, language_column=language_column)
-        measured = {code: statistics.measure(entry, fitted, sample_documents, seed) for code, entry in texts.items()}
+        measured = {
+            code: statistics.measure(entry, fitted, sample_documents, seed)
+            for code, entry in track(texts.items(), "Languages")
+        }
         shares = temperature_distribution({code: entry.tokens for code, entry in measured.items()}, alpha)
         content = statistics.manifest(measured, fitted, name)
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, content)
         if as_json:
-            print(json.dumps(content, ensure_ascii=False))
+            print_document(content)
         else:
             for line in statistics.statistics_table(measured, shares):
                 print(line)

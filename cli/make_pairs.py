@@ -32,12 +32,14 @@ def register(app: typer.Typer) -> None:
         label_column: str = typer.Option("label", help="Column of its label."),
         id_column: str = typer.Option("id", help="Column of its id, equal in every language."),
         language_column: str = typer.Option(None, help="Column of the language, where the pattern has no {lang}."),
+        as_json: bool = typer.Option(False, "--json", help="Print one JSON document instead of text."),
         overwrite: bool = typer.Option(False, "--overwrite", help="Replace pairs that are there."),
     ) -> None:
         """Pair sentences: have the two the same label? The same pairs in every language, for `run --generalized`."""
         from hf_xlt.arguments import split_codes, split_names
         from hf_xlt.make_pairs import Recipe, check_output, describe, notes, read_splits, write_pairs
         from hf_xlt.results import plain
+        from hf_xlt.streams import print_document
 
         folder = Path(output_dir)
         check_output(folder, overwrite)
@@ -58,6 +60,9 @@ def register(app: typer.Typer) -> None:
             raise ConfigError("`--source-languages` and `--languages` name one language or more each.")
         source, made = read_splits(recipe)
         manifest = write_pairs(folder, recipe, source, made)
+        if as_json:
+            print_document({"folder": str(folder), **manifest, "notes": list(notes(manifest))})
+            return
         print(plain(describe(manifest), left=1) + "\n")
         print(f"  Target split in {', '.join(manifest['splits'][target_split]['languages'])}")
         for note in notes(manifest):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
@@ -40,6 +39,7 @@ def register(app: typer.Typer) -> None:
         from hf_xlt.results import plain
         from hf_xlt.retrieval import Pooling, check_output
         from hf_xlt.retrieval import retrieve as score
+        from hf_xlt.streams import print_document
 
         began = time.monotonic()
         settings = Pooling(layer, pooling, max_length, batch_size)
@@ -62,7 +62,7 @@ def register(app: typer.Typer) -> None:
         if output_dir is not None:
             results.write(Path(output_dir), overwrite)
         if as_json:
-            print(json.dumps(results.to_dict(), ensure_ascii=False))
+            print_document(results.to_dict())
             return
         print(plain(results.table()) + "\n")
         for note in results.notes():

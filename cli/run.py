@@ -6,18 +6,28 @@ from collections.abc import Sequence
 
 import typer
 
+from hf_xlt.cli.command import RunCommand, chosen_strategy
+
 
 def main(argv: Sequence[str]) -> int:
-    """Hand the arguments to `hf_xlt.run`."""
+    """Print the help without torch where that is possible, or hand the arguments to `hf_xlt.run`."""
+    argv = ["--help" if word == "-h" else word for word in argv]
+    if "--help" in argv:
+        from hf_xlt.flags import flags_of, render_help
+
+        strategy = chosen_strategy(argv)
+        flags = flags_of(strategy)
+        if flags is not None:
+            print(render_help(strategy, flags), end="")
+            return 0
     from hf_xlt.run import main as run_main
 
-    return run_main(list(argv))
+    return run_main(argv)
 
 
 def register(app: typer.Typer) -> None:
     """Add the command; its flags depend on the strategy, so they are parsed by `hf_xlt.run` itself."""
 
-    @app.command("run", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-    def run(context: typer.Context) -> int:
-        """Train on source languages and score on target languages (`hf-xlt run --help` lists the flags)."""
-        return main(context.args)
+    @app.command("run", cls=RunCommand)
+    def run() -> None:
+        """Train on source languages and score on target languages."""

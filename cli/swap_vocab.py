@@ -18,18 +18,21 @@ def register(app: typer.Typer) -> None:
         ),
         seed: int = typer.Option(0, help="Of the random rows."),
         revision: str = typer.Option(None, help="Branch, tag or commit of the model on the Hub."),
+        as_json: bool = typer.Option(False, "--json", help="Print one JSON document instead of text."),
         overwrite: bool = typer.Option(False, "--overwrite", help="Replace a model that is there."),
         trust_remote_code: bool = typer.Option(
             False, "--trust-remote-code", help="Run Python code that comes with model or tokenizer."
         ),
     ) -> None:
         """Rebuild the embeddings for another tokenizer; the encoder is kept."""
+        from dataclasses import asdict
         from pathlib import Path
 
         from hf_xlt.models import ModelSource, load_tokenizer
         from hf_xlt.pretraining.folders import check_folder, replaced_folder
         from hf_xlt.pretraining.masked import FILES, save_masked
         from hf_xlt.pretraining.vocabulary import find_init, swap_vocabulary
+        from hf_xlt.streams import print_document
 
         folder = Path(output_dir)
         check_folder(folder, overwrite=overwrite, known=FILES, what="a model")
@@ -40,6 +43,9 @@ def register(app: typer.Typer) -> None:
         report = swap_vocabulary(loaded, old, new, init_fn, seed)
         with replaced_folder(folder) as part:
             notes += save_masked(loaded, new, part)
+        if as_json:
+            print_document({"folder": str(folder), **asdict(report), "notes": notes})
+            return
         print(report.line())
         print(f"\n{'script':<14}{'pieces':>9}{'copied':>9}{'share':>8}")
         for script, (copied, total) in report.scripts.items():

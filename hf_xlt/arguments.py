@@ -51,6 +51,10 @@ class RunArguments:
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many evaluations without a better source-language score."}
     )
+    quiet: bool = field(default=False, metadata={"help": "Print nothing but errors, and no progress bars."})
+    json: bool = field(
+        default=False, metadata={"help": "Print one JSON document of the scores to stdout, and all else to stderr."}
+    )
     traceback: bool = field(default=False, metadata={"help": "Show the traceback of an error."})
 
 

@@ -25,7 +25,7 @@ HIDDEN = frozenset(
     "trackio_space_id report_to disable_tqdm log_level log_level_replica logging_dir local_rank floor threads use_cpu "
     "logging_steps logging_strategy logging_first_step accelerator_config fsdp_config model dataset target_dataset "
     "auxiliary_dataset text_dataset gates generalized generalized_languages id_column neighbours "
-    "neighbour_filter share_head seeds vary parallel_runs".split()
+    "neighbour_filter share_head seeds strategies vary parallel_runs quiet json".split()
 )
 
 

@@ -15,7 +15,7 @@ from hf_xlt.data.sources import shareable_pattern
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "safetensors", "tokenizers", "babel")
 _SECRET_FLAGS = ("hub-token", "token")
-_PLACE_FLAGS = ("output-dir", "resume", "overwrite", "traceback")
+_PLACE_FLAGS = ("output-dir", "resume", "overwrite", "traceback", "quiet", "json")
 _FILE_FLAGS = ("neighbours", "neighbour-filter")
 _PATH_FLAGS = ("config", "deepspeed", "run-name", "logging-dir", "hub-model-id")
 

@@ -74,10 +74,15 @@ def set_threads(asked: int | None, world_size: int) -> int:
     return torch.get_num_threads()
 
 
+def available_cores() -> int:
+    """Return the number of logical cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _physical_cores() -> int:
     import psutil
 
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    available = available_cores()
     return max(1, min(psutil.cpu_count(logical=False) or available, available))
 
 

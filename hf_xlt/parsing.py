@@ -22,21 +22,38 @@ from hf_xlt.arguments import (
     ModelArguments,
     RunArguments,
     check_arguments,
+    split_names,
 )
 from hf_xlt.averaging.arguments import AverageArguments, check_average
 from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.flags import describe_flags, render_help
 from hf_xlt.peft_arguments import PeftArguments, check_peft
-from hf_xlt.registry import STRATEGIES, Strategy, get_strategy
+from hf_xlt.registry import Strategy, get_strategy
+from hf_xlt.streams import shows_progress
 from hf_xlt.sweep.arguments import SweepArguments, check_sweep
+from hf_xlt.sweep.division import Division, check_names
 
 GROUPS = (RunArguments, ModelArguments, DataArguments, PeftArguments, AverageArguments, SweepArguments)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Finds `--strategy` and `--config` before the strategy's own fields are known."""
+    """Finds what the other flags depend on, before the strategy's own fields are known."""
 
     def error(self, message: str) -> None:
         raise ConfigError(f"{message}. See `hf-xlt run --help`.")
+
+
+def first_look(argv: Sequence[str]) -> argparse.Namespace:
+    """Read strategy, strategies, config file, model and data set off a command line, each None where it is not there.
+
+    Raises:
+        ConfigError: one of them is without a value.
+    """
+    first = _Parser(add_help=False, allow_abbrev=False)
+    for flag in ("--strategy", "--config", "--model", "--dataset"):
+        first.add_argument(flag)
+    first.add_argument("--strategies", nargs="+")
+    return first.parse_known_args(list(argv))[0]
 
 
 def parse_arguments(argv: Sequence[str]) -> Arguments:
@@ -52,16 +69,15 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         ConfigError: anything that cannot be used, in one sentence.
         SystemExit: `--help` was asked for.
     """
-    first = _Parser(add_help=False, allow_abbrev=False)
-    first.add_argument("--strategy")
-    first.add_argument("--config")
-    first.add_argument("--model")
-    first.add_argument("--dataset")
-    known, _ = first.parse_known_args(list(argv))
+    known = first_look(argv)
     settings = read_yaml(known.config) if known.config else {}
-    strategy = get_strategy(known.strategy or settings.get("strategy") or RunArguments.strategy)
+    names = named_strategies(known, settings)
+    if names:
+        division = divide(names, argv, settings)
+        argv, settings = division.tokens(argv, names[0]), division.settings(settings, names[0])
+    strategy = get_strategy(names[0] if names else _strategy_name(known, settings))
     parser = build_parser(strategy)
-    options = {option.lstrip("-"): action.dest for option, action in parser._option_string_actions.items()}
+    options = option_fields(parser)
     unknown = [key for key in settings if key not in options]
     if unknown:
         raise ConfigError(f"`{known.config}`: unknown key {unknown[0]!r}.{close_match(unknown[0], options)}")
@@ -69,7 +85,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     from_file = {options[key]: (key, value) for key, value in settings.items() if options[key] not in on_command_line}
     explicit = frozenset(on_command_line | set(from_file))
     place = (known.model or settings.get("model"), known.dataset or settings.get("dataset"))
-    defaults = default_settings(strategy, explicit, place)
+    defaults = default_settings("sweep" if names else strategy.name, explicit, place)
     tokens = [
         *as_tokens({key: value for key, value in defaults.items() if key not in explicit}),
         *as_tokens(dict(from_file.values())),
@@ -87,6 +103,41 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     return arguments
 
 
+def _strategy_name(known: argparse.Namespace, settings: Mapping[str, Any]) -> str:
+    return known.strategy or settings.get("strategy") or RunArguments.strategy
+
+
+def named_strategies(known: argparse.Namespace, settings: Mapping[str, Any]) -> list[str]:
+    """Return the names that `--strategies` lists; none without it.
+
+    Raises:
+        ConfigError: `--strategy` is there as well, or a name is there twice.
+    """
+    listed = settings.get("strategies")
+    names = split_names(known.strategies or ([listed] if isinstance(listed, str) else listed)) or []
+    if names and (known.strategy or settings.get("strategy")):
+        raise ConfigError("`--strategy` is one strategy and `--strategies` several; give one of the flags.")
+    check_names(names)
+    return names
+
+
+def divide(names: Sequence[str], argv: Sequence[str], settings: Mapping[str, Any]) -> Division:
+    """Make what divides a command line among several strategies.
+
+    Raises:
+        ConfigError: a strategy is unknown.
+    """
+    strategies = tuple(get_strategy(name) for name in names)
+    options = {strategy.name: option_fields(build_parser(strategy)) for strategy in strategies}
+    asked = {token[2:].split("=")[0] for token in argv if token.startswith("--")} | set(settings)
+    return Division(strategies, options, "average" in asked)
+
+
+def option_fields(parser: Any) -> dict[str, str]:
+    """Return the flags of a parser without the hyphens in front, and the field that each sets."""
+    return {option.lstrip("-"): action.dest for option, action in parser._option_string_actions.items()}
+
+
 def build_parser(strategy: Strategy) -> Any:
     """Build the parser of all arguments of a run with one strategy."""
     from transformers import HfArgumentParser
@@ -95,6 +146,9 @@ def build_parser(strategy: Strategy) -> Any:
     class Parser(HfArgumentParser):
         def error(self, message: str) -> None:
             raise ConfigError(f"{message}. See `hf-xlt run --help`.")
+
+        def format_help(self) -> str:
+            return render_help(strategy.name, describe_flags(self, strategy))
 
     parser = Parser(
         (
@@ -108,9 +162,6 @@ def build_parser(strategy: Strategy) -> Any:
         ),
         prog="hf-xlt run",
         allow_abbrev=False,
-        description=f"Train on source languages, score on target languages. Strategies: {', '.join(STRATEGIES)}. "
-        "Every field of `transformers.TrainingArguments` and of the chosen strategy is an argument; `a_b` may be "
-        "written `a-b`.",
     )
     for action in parser._actions:
         # HfArgumentParser wants a value after switches that default to None, such as `--disable-tqdm`.
@@ -160,22 +211,23 @@ def as_tokens(settings: Mapping[str, Any]) -> list[str]:
     return tokens
 
 
-def default_settings(
-    strategy: Strategy, explicit: frozenset[str], place: tuple[str | None, str | None]
-) -> dict[str, Any]:
+def default_settings(name: str, explicit: frozenset[str], place: tuple[str | None, str | None]) -> dict[str, Any]:
     """Return defaults that depend on the machine, the strategy's name and whether the embedded task is run.
 
     Args:
-        strategy: registry entry.
+        name: what the output directory is named by.
         explicit: fields that the user set.
         place: the model and the source data that the user named.
     """
     import torch
 
-    defaults: dict[str, Any] = {"output_dir": f"runs/{strategy.name}-{_start_time():%Y%m%d-%H%M%S-%f}"[:-3]}
+    defaults: dict[str, Any] = {"output_dir": f"runs/{name}-{_start_time():%Y%m%d-%H%M%S-%f}"[:-3]}
     if not torch.cuda.is_available() and not torch.backends.mps.is_available():
         # Without it a launcher's CPU processes would each train alone, and pinning memory would warn.
         defaults["use_cpu"] = True
+    if not shows_progress():
+        # A bar moves the cursor, which is noise in a file; the log of the losses goes there in its place.
+        defaults["disable_tqdm"] = True
     if not explicit & {"model", "dataset", "target_dataset"}:
         defaults |= {"model": EMBEDDED_PHRASES, "dataset": EMBEDDED}
         place = (EMBEDDED_PHRASES, EMBEDDED)

@@ -29,15 +29,14 @@ def describe_plan(arguments: Arguments, plan: DataPlan, selection: dict[str, Any
     if phases:
         counted = (f"{phase.name} {updates if phase.updates is None else phase.updates:,}" for phase in phases)
         lines.append(f"Phases     {', '.join(counted)}")
-    shared = strategy.uses_shots or arguments.data.few_shot_mode != "joint"
-    joint = 0 if shared else len(plan.of_role(SHOTS))
+    joint = _joint_languages(arguments, plan)
     if arguments.average.average:
         lines.append(f"Average    {arguments.average.describe()}")
         rivals = arguments.average.average_compare
         if rivals:
             count = planned_snapshots(arguments, plan)
             lines.append(f"Compared   with {', '.join(rivals)}; about {count} snapshots stay until they are scored")
-    cost = strategy.cost(config) * (1 + joint)
+    cost = plan_cost(arguments, plan)
     batches = f" and as many of each of {joint} target languages" if joint else ""
     lines.append(f"Updates    {updates:,}, each of {_global_batch(config):,} source examples{batches}")
     lines.append(f"Cost       {cost:.2f} plain steps per update, {cost * updates:,.0f} plain steps in all")
@@ -50,6 +49,46 @@ def describe_plan(arguments: Arguments, plan: DataPlan, selection: dict[str, Any
     lines.append(f"Output     {config.output_dir}")
     lines += [f"Note       {note}" for note in plan.notes]
     return "\n".join([*lines, "Nothing was run (--dry-run)."])
+
+
+def plan_values(arguments: Arguments, plan: DataPlan, selection: dict[str, Any]) -> dict[str, Any]:
+    """Return what would be run, JSON-able."""
+    config, strategy = arguments.config, arguments.strategy
+    updates, cost = planned_updates(arguments, plan), plan_cost(arguments, plan)
+    _, inventory = plan.read_training()
+    return {
+        "strategy": strategy.name,
+        "model": arguments.model.model,
+        "data": [
+            {
+                "role": role,
+                "language": entry.language,
+                "split": entry.split,
+                "examples": entry.size,
+                "source": entry.source.name,
+            }
+            for role, entries in plan.sets.items()
+            for entry in entries
+        ],
+        "labels": list(inventory.names) if inventory is not None else None,
+        "selection": selection,
+        "updates": updates,
+        "global_batch": _global_batch(config),
+        "plain_steps_per_update": cost,
+        "plain_steps": cost * updates,
+        "output_dir": config.output_dir,
+        "notes": list(plan.notes),
+    }
+
+
+def plan_cost(arguments: Arguments, plan: DataPlan) -> float:
+    """Return the cost of one update in plain steps, with the batches of target languages that join it."""
+    return arguments.strategy.cost(arguments.config) * (1 + _joint_languages(arguments, plan))
+
+
+def _joint_languages(arguments: Arguments, plan: DataPlan) -> int:
+    shared = arguments.strategy.uses_shots or arguments.data.few_shot_mode != "joint"
+    return 0 if shared else len(plan.of_role(SHOTS))
 
 
 def _global_batch(config: Any) -> int:

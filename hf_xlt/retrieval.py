@@ -26,6 +26,7 @@ from hf_xlt.files import write_json, write_text
 from hf_xlt.languages import english_name
 from hf_xlt.models import ModelSource, quiet, readable_errors
 from hf_xlt.results import markdown, percent
+from hf_xlt.streams import track
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -345,7 +346,7 @@ def retrieve(
     layers = encoder.config.num_hidden_layers
     layer = settings.resolve_layer(layers)
     scores, last = [], ((), None)
-    for part in sets:
+    for part in track(sets, "Languages"):
         # The other side of a join is often the same for all languages.
         if part.translations != last[0]:
             last = (part.translations, embed_texts(encoder, tokenizer, part.translations, settings))

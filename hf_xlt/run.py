@@ -23,10 +23,14 @@ from hf_xlt.generalized_results import GeneralizedResults
 from hf_xlt.launch import check_launch, is_first_process, set_threads
 from hf_xlt.output import check_space, claim_output, inspect_output
 from hf_xlt.parsing import parse_arguments
-from hf_xlt.planning import describe_plan, of_adapter, planned_snapshots
+from hf_xlt.planning import describe_plan, of_adapter, plan_values, planned_snapshots
 from hf_xlt.record import FINISHED, INTERRUPTED, TRAINED, RunRecord
 from hf_xlt.results import Results, plain
+from hf_xlt.streams import print_document, turned
 from hf_xlt.tasks import Encoding, get_task
+
+# What `--json` tells of a finished run; the rest is in its record.
+_OUTCOME = ("status", "results", "floor", "zero_shot", "comparators", "generalized", "wall_time_seconds")
 
 
 @reports_errors
@@ -40,7 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0 done, 1 failure, 2 usage, 130 interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    arguments = parse_arguments(argv)
+    with turned(documents_only="--json" in argv, quiet="--quiet" in argv):
+        arguments = parse_arguments(argv)
+        # A YAML file may ask for the same.
+        with turned(documents_only=arguments.run.json, quiet=arguments.run.quiet):
+            return _run(arguments, argv)
+
+
+def _run(arguments: Arguments, argv: list[str]) -> int:
+    if arguments.run.quiet:
+        arguments.config.disable_tqdm = True
     task = get_task(arguments.data.task)
     from hf_xlt.preparation import needs_validation, note_augmentation, settle_selection
 
@@ -60,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         choose_pair_sets(plan, arguments.data)
     if arguments.run.dry_run:
         say(describe_plan(arguments, plan, selection))
+        if arguments.run.json:
+            print_document(plan_values(arguments, plan, selection))
         return 0
     check_launch(arguments.config)
     run = Run(arguments, plan, selection, argv)
@@ -331,6 +346,12 @@ class Run:
             f"README.md (card). Took {record.wall_time_seconds:.0f} s.\n"
             f"Next: hf-xlt push {self.folder} USER/NAME{force}"
         )
+        if self.arguments.run.json and is_first_process():
+            outcome = {name: getattr(record, name) for name in _OUTCOME}
+            oracle = is_oracle(record.selection, record.phases)
+            print_document(
+                {"output_dir": str(self.folder), "strategy": record.strategy["name"], "oracle": oracle, **outcome}
+            )
 
     def _resume_command(self) -> str:
         parts = [part for part in self.argv if part not in ("--resume", "--overwrite")]

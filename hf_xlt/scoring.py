@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_xlt.arguments import DataArguments
 from hf_xlt.data.generalized import choose_pair_sets, join_pairs
 from hf_xlt.data.labels import LabelInventory
+from hf_xlt.data.model_labels import match_labels
 from hf_xlt.data.roles import AUXILIARY, AUXILIARY_TEST, SOURCE_TEST, TARGET_TEST, DataPlan, resolve_data
 from hf_xlt.data.sources import EMBEDDED
 from hf_xlt.errors import ConfigError
@@ -19,8 +22,8 @@ from hf_xlt.generalized_results import GeneralizedResults
 from hf_xlt.items import ItemScores
 from hf_xlt.models import ModelSource
 from hf_xlt.record import FINISHED, RECORD_NAME, RunRecord
-from hf_xlt.results import Results
-from hf_xlt.tasks import Encoding, Task, get_task
+from hf_xlt.results import Results, plain
+from hf_xlt.tasks import TASKS, Encoding, Task, get_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,6 +48,19 @@ class Evaluation(NamedTuple):
     written: list[str]
     notes: list[str]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able form."""
+        more = {"generalized": self.generalized.to_dict()} if self.generalized else {}
+        return {**self.results.to_dict(), **more, "folder": str(self.folder), "notes": self.notes}
+
+    def describe(self) -> str:
+        """Return the table, what is read off it, and where it lies."""
+        lines = [plain(self.results.table()), "", *(f"  {line}" for line in self.results.summary_lines())]
+        lines += [f"  Note: {note}" for note in self.notes]
+        if self.generalized:
+            lines += ["", self.generalized.describe()]
+        return "\n".join([*lines, "", f"Saved in {self.folder}: {', '.join(self.written)}."])
+
 
 def evaluate_model(
     model: str,
@@ -55,8 +71,12 @@ def evaluate_model(
     output_dir: str | None = None,
     overwrite: bool = False,
     progress: bool = False,
+    languages: Sequence[str] | None = None,
+    trust_remote_code: bool = False,
 ) -> Evaluation:
     """Score a model with a trained head on the languages of a data set.
+
+    The model may come from anywhere: where no record of a run tells task, languages and length, its config does.
 
     Args:
         model: run directory, model directory, or Hub id.
@@ -65,26 +85,24 @@ def evaluate_model(
         revision: branch, tag or commit on the Hub.
         output_dir: where to write; None chooses a folder beside the run, or under `evaluations/`.
         overwrite: replace results that are there.
-        progress: show a progress bar while pairs of languages are scored.
+        progress: show progress bars.
+        languages: score these alone, source languages among them as such; None scores source and target languages.
+        trust_remote_code: run Python code that comes with the model.
 
     Raises:
         ConfigError: model or data cannot be used, or there are results already.
     """
-    record = RunRecord.read(model) if (Path(model) / RECORD_NAME).is_file() else None
-    plan = _plan(record, data)
+    source = ModelSource.find(model, revision=revision, trust_remote_code=trust_remote_code)
+    record = find_record(source)
+    plan = _plan(record, data, source, languages)
     task = plan.task
-    folder = _output_folder(
-        model, record, plan.of_role(TARGET_TEST, AUXILIARY_TEST, SOURCE_TEST)[0].source.name, output_dir
-    )
-    if (folder / RESULTS_NAME).is_file() and not overwrite:
-        raise ConfigError(f"`{folder}` holds results already; add `--overwrite`, or give another `--output-dir`.")
+    folder = _claim_folder(model, record, plan, output_dir, overwrite)
     if data.generalized:
         choose_pair_sets(plan, data)
 
-    source = ModelSource.find(model, revision=revision)
     loaded = source.load_trained(task)
     tokenizer = source.load_tokenizer()
-    inventory = _inventory(task, loaded.config)
+    inventory = _inventory(plan, loaded.config, data, record is None)
     if inventory is not None:
         plan.task = task.given_labels(inventory)
     asked = data.max_length or (record.arguments.get("max_length") if record else None) or task.max_length
@@ -93,7 +111,7 @@ def evaluate_model(
     pairs = join_pairs(plan, data, inventory) if data.generalized else None
     encoding = Encoding(tokenizer, {}, inventory, max_length, "")
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = scoring_trainer(loaded, tokenizer, task, inventory, scratch, batch_size)
+        trainer = scoring_trainer(loaded, tokenizer, task, inventory, scratch, batch_size, progress)
         items = ItemScores(plan.task, inventory)
         results = score(trainer, tests, plan.task, plan.source_languages, items.add, plan.auxiliary_languages)
         generalized = score_generalized(trainer, pairs, plan.task, encoding, results, progress) if pairs else None
@@ -102,6 +120,21 @@ def evaluate_model(
     if _is_unscored_average(record) and folder == Path(model):
         written += _complete(record, plan, results, generalized, folder)
     return Evaluation(results, generalized, folder, written, plan.notes)
+
+
+def _claim_folder(model: str, record: RunRecord | None, plan: DataPlan, asked: str | None, overwrite: bool) -> Path:
+    """Return the folder for the results.
+
+    Raises:
+        ConfigError: there is nothing to score, or the folder holds results already.
+    """
+    scored = plan.of_role(TARGET_TEST, AUXILIARY_TEST, SOURCE_TEST)
+    if not scored:
+        raise ConfigError("there is nothing to score: none of the languages has test data.")
+    folder = _output_folder(model, record, scored[0].source.name, asked)
+    if (folder / RESULTS_NAME).is_file() and not overwrite:
+        raise ConfigError(f"`{folder}` holds results already; add `--overwrite`, or give another `--output-dir`.")
+    return folder
 
 
 def _is_unscored_average(record: RunRecord | None) -> bool:
@@ -126,14 +159,41 @@ def _complete(
     return [RECORD_NAME, CARD_NAME]
 
 
-def _plan(record: RunRecord | None, data: DataArguments) -> DataPlan:
-    """Find the data to score on; a run's record says what its task and windows were."""
+def find_record(source: ModelSource) -> RunRecord | None:
+    """Return the record of the run that made a model: beside it, or in its repository on the Hub; else None."""
+    if os.path.isdir(source.path):
+        return RunRecord.read(source.path) if (Path(source.path) / RECORD_NAME).is_file() else None
+    from huggingface_hub import hf_hub_download
+
+    try:
+        found = hf_hub_download(source.path, RECORD_NAME, revision=source.revision)
+    except Exception:
+        # Most models have none, and what keeps the Hub from answering is told when the model is loaded.
+        return None
+    return RunRecord.read(Path(found).parent)
+
+
+def _plan(
+    record: RunRecord | None, data: DataArguments, source: ModelSource, languages: Sequence[str] | None
+) -> DataPlan:
+    """Find the data to score on; a run's record says what its task, source languages and windows were."""
     if data.dataset is None:
         if record is None or not record.demo:
             raise ConfigError("no data: give `--dataset` (a pattern, a Hub id, or `embedded`).")
         data.dataset = EMBEDDED
-    task = get_task(record.task["name"] if record else data.task)
+    task = get_task(record.task["name"] if record else data.task or task_of(source.load_config()))
+    known = [entry["code"] for entry in record.languages.get("source", ())] if record else []
+    assumed = data.source_languages is None
+    data.source_languages = data.source_languages or known or ["en"]
+    if languages:
+        data.source_languages = [code for code in languages if code in data.source_languages]
+        data.target_languages = [code for code in languages if code not in data.source_languages]
     plan = resolve_data(data, task, needs_validation=False, trains=False)
+    if assumed and not known and plan.of_role(SOURCE_TEST):
+        plan.notes.append(
+            f"nothing tells which language the model was trained on; {', '.join(plan.source_languages)} is taken as "
+            "the source, and `--source-languages` names another."
+        )
     if record is not None:
         # The windows are those of the run, so that its scores come out again.
         plan.window_overlap = record.arguments.get("window_overlap", plan.window_overlap)
@@ -141,11 +201,41 @@ def _plan(record: RunRecord | None, data: DataArguments) -> DataPlan:
     return plan
 
 
-def _inventory(task: Task, config: Any) -> LabelInventory | None:
-    """Return the labels that a model's config names, for tasks that have labels."""
-    if task.find_labels is None:
+def task_of(config: Any) -> str:
+    """Return the name of the task that a model's config says its head is for.
+
+    Raises:
+        ConfigError: the head is for nothing that is scored here.
+    """
+    names = [str(name) for name in getattr(config, "architectures", None) or ()]
+    heads = {task.auto_model.removeprefix("AutoModel"): name for name, task in TASKS.items()}
+    found = [task for head, task in heads.items() if any(name.endswith(head) for name in names)]
+    if found:
+        return found[0]
+    if any("For" in name for name in names):
+        raise ConfigError(
+            f"`{names[0]}` is no model with a head that is scored here; give one fine-tuned for "
+            f"{', '.join(TASKS)}, or name the task with `--task`."
+        )
+    return DataArguments.task
+
+
+def _inventory(plan: DataPlan, config: Any, data: DataArguments, foreign: bool) -> LabelInventory | None:
+    """Return the labels of a model, for tasks that have labels.
+
+    Raises:
+        ConfigError: it predicts no single class, or the data have other labels.
+    """
+    if plan.task.find_labels is None:
         return None
-    return LabelInventory(tuple(config.id2label[index] for index in sorted(config.id2label)))
+    classes = [str(config.id2label[index]) for index in sorted(config.id2label)]
+    if len(classes) < 2 or getattr(config, "problem_type", None) in ("regression", "multi_label_classification"):
+        kind = getattr(config, "problem_type", None) or "regression"
+        raise ConfigError(
+            f"the model predicts no single class ({kind.replace('_', ' ')}, {len(classes)} output"
+            f"{'s' * (len(classes) != 1)}), which is not scored here."
+        )
+    return match_labels(plan, classes, data.labels, foreign)
 
 
 def scoring_trainer(
@@ -155,6 +245,7 @@ def scoring_trainer(
     inventory: LabelInventory | None,
     scratch: str,
     batch_size: int,
+    progress: bool = False,
 ) -> XLTTrainer:
     """Build a trainer that only scores.
 
@@ -165,6 +256,7 @@ def scoring_trainer(
         inventory: labels, or None for tasks without.
         scratch: a folder that may be deleted afterwards.
         batch_size: examples per batch.
+        progress: show a progress bar.
     """
     import torch
 
@@ -175,7 +267,7 @@ def scoring_trainer(
         output_dir=scratch,
         per_device_eval_batch_size=batch_size,
         use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
-        disable_tqdm=True,
+        disable_tqdm=not progress,
     )
     return XLTTrainer(
         model=model,
@@ -192,7 +284,7 @@ def _output_folder(model: str, record: RunRecord | None, data_name: str, asked: 
     label = "".join(char if char.isalnum() or char in "-_" else "-" for char in data_name.split("/")[0])
     if _is_unscored_average(record):
         return Path(model)
-    if record is not None:
+    if record is not None and Path(model).is_dir():
         return Path(model) / "evaluations" / label
     name = Path(model).name if Path(model).is_dir() else model.replace("/", "--")
     return Path("evaluations") / name / label

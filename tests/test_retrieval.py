@@ -4,12 +4,10 @@ import json
 
 import pytest
 import torch
-import typer
 from tiny import make_rows, make_tokenizer, save_encoder, write_rows
 from transformers import AutoModel
 
 from hf_xlt.cli import main as command_line
-from hf_xlt.cli import retrieve as retrieve_command
 from hf_xlt.errors import ConfigError
 from hf_xlt.retrieval import Pooling, _pool, embed_texts, retrieval_accuracy
 
@@ -163,12 +161,6 @@ def test_long_texts_are_cut(encoder):
 def command(world, monkeypatch, capsys):
     """The command line in the world's folder: returns exit code, stdout and stderr."""
     monkeypatch.chdir(world)
-    app = command_line.app
-    if "retrieve" not in {entry.name for entry in app.registered_commands}:
-        app = typer.Typer(name="hf-xlt")
-        app.callback()(lambda: None)
-        retrieve_command.register(app)
-        monkeypatch.setattr(command_line, "app", app)
 
     def run(line):
         code = command_line.main(["retrieve", *line.split()])

@@ -72,6 +72,11 @@ class Difference:
         return statistics.mean(self.values)
 
     @property
+    def has_interval(self) -> bool:
+        """Whether there is an interval: one pair of runs without items has no spread to draw from."""
+        return self.over_items or len(self.values) > 1
+
+    @property
     def is_noise(self) -> bool:
         """Whether the interval holds 0, or the adjusted test does not reach 5 %."""
         return self.interval[0] <= 0 <= self.interval[1] or self.p_adjusted >= LEVEL
@@ -133,8 +138,7 @@ class Comparison:
             else:
                 low, high = (f"{100 * value:+.1f}" for value in gap.interval)
                 p_items = "" if gap.p_items is None else f"{gap.p_items:.4f}"
-                # One pair of runs without items has no spread to draw from.
-                interval = f"{low} to {high}" if gap.over_items or len(gap.values) > 1 else ""
+                interval = f"{low} to {high}" if gap.has_interval else ""
                 row += [f"{100 * gap.mean:+.1f}", interval, f"{gap.p_runs:.4f}", p_items]
                 row += [f"{gap.p_adjusted:.4f}", gap.reading()]
             rows.append(row)
@@ -165,8 +169,20 @@ class Comparison:
                 name: {**asdict(gap), "mean": gap.mean, "reading": gap.reading()}
                 for name, gap in self.differences.items()
             },
+            "sentences": self.sentences(),
             "notes": list(self.notes),
         }
+
+    def sentences(self) -> list[str]:
+        """Say of each condition what its difference from the baseline is worth."""
+        lines = []
+        for name, gap in self.differences.items():
+            told = f"`{name}` against `{self.baseline}`: {100 * gap.mean:+.1f} points on the targets"
+            if gap.has_interval:
+                low, high = (f"{100 * value:+.1f}" for value in gap.interval)
+                told += f" (95 % interval {low} to {high})"
+            lines.append(f"{told}: {gap.reading()}.")
+        return lines
 
     def heading(self) -> str:
         """Say what was compared."""
@@ -194,6 +210,7 @@ def compare_runs(places: Sequence[str], baseline: str | None = None) -> Comparis
     languages = shared_languages(runs, notes)
     roles = {entry.language: entry.role for entry in runs[0].record.scores.scores if entry.language in languages}
     base = _choose_baseline(conditions, baseline)
+    conditions = [base, *(condition for condition in conditions if condition is not base)]
     gaps = _differences(conditions, base, [code for code, role in roles.items() if role == TARGET], notes)
     values = {
         condition.name: {

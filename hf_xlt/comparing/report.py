@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
-from typing import Any
 
 from hf_xlt.comparing.comparison import Comparison
+from hf_xlt.comparing.page import as_html
 from hf_xlt.files import write_json, write_text
-from hf_xlt.results import markdown
+from hf_xlt.results import markdown, plain
 
 MARKDOWN_NAME, JSON_NAME, CSV_NAME = "comparison.md", "comparison.json", "comparison.csv"
 PLOT_NAME, HTML_NAME = "comparison.png", "comparison.html"
@@ -20,13 +20,20 @@ METHOD = (
     "items are drawn together. p (Holm) adjusts p (items), or p (runs) where there are no items, for all conditions. "
     "A difference is called better or worse only when the interval leaves out 0 and the adjusted p is below 5 %."
 )
-_WIDTH, _LABELS, _ROW = 900, 380, 34
-_GREY, _BLUE, _ORANGE = "#8a8a8a", "#1f77b4", "#d62728"
+
+
+def as_text(comparison: Comparison) -> str:
+    """Return the comparison for a terminal."""
+    parts = [comparison.heading(), plain(comparison.summary_table(), left=1)]
+    parts += ["\n".join(comparison.sentences())] if comparison.differences else []
+    parts.append(plain(comparison.language_table(), left=3))
+    return "\n\n".join([*parts, *(f"Note: {note}" for note in comparison.notes)])
 
 
 def describe(comparison: Comparison) -> str:
     """Return the comparison as Markdown."""
     parts = [comparison.heading(), markdown(comparison.summary_table(), left=1)]
+    parts += ["\n".join(f"- {line}" for line in comparison.sentences())] if comparison.differences else []
     parts.append(markdown(comparison.language_table(), left=3))
     if comparison.notes:
         parts.append("\n".join(f"- {note[0].upper()}{note[1:]}" for note in comparison.notes))
@@ -46,7 +53,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[str]:
     write_text(folder / MARKDOWN_NAME, describe(comparison))
     write_json(folder / JSON_NAME, {**comparison.to_dict(), "method": METHOD})
     write_text(folder / CSV_NAME, as_csv(comparison))
-    write_text(folder / HTML_NAME, as_html(comparison))
+    write_text(folder / HTML_NAME, as_html(comparison, METHOD))
     drawn = [PLOT_NAME] if plot(folder / PLOT_NAME, comparison) else []
     return [MARKDOWN_NAME, JSON_NAME, CSV_NAME, HTML_NAME, *drawn]
 
@@ -61,80 +68,6 @@ def as_csv(comparison: Comparison) -> str:
             for seed, value in zip(comparison.seeds[name], spread.values, strict=True):
                 writer.writerow([name, "" if seed is None else seed, code, comparison.roles[code], repr(value)])
     return text.getvalue()
-
-
-def as_html(comparison: Comparison) -> str:
-    """Return one HTML page without anything outside it."""
-    import jinja2
-
-    from hf_xlt import __version__
-
-    loader = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.get_template("report.html.jinja").render(
-        title="Comparison of runs",
-        heading=comparison.heading().replace("`", ""),
-        summary=comparison.summary_table(),
-        languages=comparison.language_table(),
-        baseline=comparison.baseline,
-        plot=_figure(comparison),
-        notes=[note.replace("`", "") for note in comparison.notes],
-        method=METHOD,
-        version=__version__,
-        table=_html_table,
-    )
-
-
-def _html_table(rows: list[list[str]], caption: str) -> Any:
-    import markupsafe
-
-    cell = markupsafe.Markup("<td>{}</td>").format
-    head = markupsafe.Markup("").join(markupsafe.Markup('<th scope="col">{}</th>').format(name) for name in rows[0])
-    body = markupsafe.Markup("\n").join(
-        markupsafe.Markup("<tr>{}</tr>").format(markupsafe.Markup("").join(map(cell, row))) for row in rows[1:]
-    )
-    whole = '<table aria-label="{}">\n<thead><tr>{}</tr></thead>\n<tbody>\n{}\n</tbody>\n</table>'
-    return markupsafe.Markup(whole).format(caption, head, body)
-
-
-def _figure(comparison: Comparison) -> dict[str, Any] | None:
-    """Return where everything stands in the drawing of the differences."""
-    gaps = comparison.differences
-    if not gaps:
-        return None
-    ends = [0.0, *(100 * value for gap in gaps.values() for value in (*gap.interval, gap.mean))]
-    low, high = min(ends), max(ends)
-    margin = 0.08 * (high - low) or 1.0
-    low, high = low - margin, high + margin
-
-    def place(value: float) -> float:
-        return round(_LABELS + (value - low) / (high - low) * (_WIDTH - _LABELS - 20), 1)
-
-    rows = []
-    for number, (name, gap) in enumerate(gaps.items()):
-        colour = _GREY if gap.is_noise or len(gap.values) < 2 else _BLUE if gap.mean > 0 else _ORANGE
-        ends = [place(100 * value) for value in gap.interval]
-        shown = name if len(name) <= 48 else f"{name[:47]}…"
-        y = 24 + number * _ROW
-        rows.append(
-            {
-                "name": shown,
-                "y": y,
-                "low": ends[0],
-                "high": ends[1],
-                "mean": place(100 * gap.mean),
-                "colour": colour,
-            }
-        )
-    step = (high - low) / 6
-    ticks = [{"x": place(low + step * k), "text": f"{low + step * k:+.1f}"} for k in range(1, 6)]
-    return {
-        "width": _WIDTH,
-        "height": 24 + len(rows) * _ROW + 30,
-        "zero": place(0.0),
-        "rows": rows,
-        "ticks": ticks,
-    }
 
 
 def plot(path: Path, comparison: Comparison) -> bool:
@@ -153,7 +86,7 @@ def plot(path: Path, comparison: Comparison) -> bool:
 
     names = list(comparison.conditions)
     figure, axes = pyplot.subplots(figsize=(7, 1.6 + 0.5 * len(names)), layout="constrained")
-    for offset, role, colour in ((0.18, SOURCE, "tab:orange"), (-0.18, TARGET, "tab:blue")):
+    for offset, role, colour in ((-0.18, SOURCE, "tab:orange"), (0.18, TARGET, "tab:blue")):
         spreads = [comparison.average(name, role) for name in names]
         if any(spread is None for spread in spreads):
             continue

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from hf_xlt.streams import shows_progress
+
 if TYPE_CHECKING:
     from tokenizers.models import BPE, Unigram
 
@@ -26,7 +28,7 @@ def train_bpe(words: Mapping[str, int], alphabet: Sequence[str], size: int) -> B
     from tokenizers import Tokenizer, models, trainers
 
     trainer = trainers.BpeTrainer(
-        vocab_size=size, min_frequency=2, initial_alphabet=list(alphabet), show_progress=False
+        vocab_size=size, min_frequency=2, initial_alphabet=list(alphabet), show_progress=shows_progress()
     )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.train_from_iterator(_repeated(words), trainer)
@@ -50,7 +52,7 @@ def train_unigram(words: Mapping[str, int], alphabet: Sequence[str], size: int) 
         vocab_size=size,
         initial_alphabet=list(alphabet),
         max_piece_length=MAXIMUM_PIECE_LENGTH,
-        show_progress=False,
+        show_progress=shows_progress(),
     )
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.train_from_iterator(_repeated(words), trainer)

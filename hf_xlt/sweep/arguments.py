@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, fields
 
-from hf_xlt.arguments import Arguments
+from hf_xlt.arguments import Arguments, split_names
 from hf_xlt.errors import ConfigError
 
 # The value of a bare `--share-head`: the sweep trains the donor itself.
@@ -34,6 +34,14 @@ class SweepArguments:
             "--share-head they are averaged as well, one after another, each step scored."
         },
     )
+    strategies: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Compare strategies, separated by commas: --seeds runs of each (default 1), and a table of "
+            "differences from the first one. A flag goes to the strategies that have the setting; "
+            "`--NAME.flag value` goes to one of them."
+        },
+    )
     vary: list[str] | None = field(
         default=None,
         metadata={
@@ -44,8 +52,14 @@ class SweepArguments:
     )
     parallel_runs: int | None = field(
         default=None,
-        metadata={"help": "How many runs of --seeds to train at a time. Default: one per GPU, and one without GPUs."},
+        metadata={"help": "How many runs to train at a time. Default: one per GPU, and one without GPUs."},
     )
+
+    def __post_init__(self) -> None:
+        """Make one run of each strategy unless more are asked for."""
+        self.strategies = split_names(self.strategies)
+        if self.strategies and self.seeds == 0:
+            self.seeds = 1
 
 
 def check_sweep(arguments: Arguments) -> None:
@@ -58,17 +72,24 @@ def check_sweep(arguments: Arguments) -> None:
     if asked.seeds < 0:
         raise ConfigError(f"`--seeds` is {asked.seeds}; give 1 or more, or 0 for a single run.")
     if not asked.seeds:
-        own = {entry.name for entry in fields(asked)} - {"share_head", "seeds"}
+        own = {entry.name for entry in fields(asked)} - {"share_head", "seeds", "strategies"}
         unused = sorted(own & arguments.explicit)
         if unused:
             raise ConfigError(f"`--{unused[0].replace('_', '-')}` does nothing without `--seeds`; add that.")
         if asked.share_head == OWN_DONOR:
             raise ConfigError("`--share-head` needs a donor: name a finished run, or add `--seeds 5` to train one.")
         return
+    if asked.strategies:
+        for name in ("vary", "share_head"):
+            if name in arguments.explicit:
+                flag = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"`{flag}` is for runs of one strategy: give `--strategy`, not `--strategies`.")
     if asked.parallel_runs is not None and asked.parallel_runs < 1:
         raise ConfigError(f"`--parallel-runs` is {asked.parallel_runs}; give 1 or more.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("`--seeds` starts its own processes; call `hf-xlt run` without a launcher.")
+        raise ConfigError(
+            "a sweep (`--seeds`, `--strategies`) starts its own processes; call `hf-xlt run` without a launcher."
+        )
     if config.push_to_hub:
         raise ConfigError("`--push-to-hub` pushes one run; push the one you want with `hf-xlt push` after the sweep.")
     if arguments.run.resume and "output_dir" not in arguments.explicit:

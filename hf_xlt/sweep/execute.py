@@ -21,7 +21,8 @@ from hf_xlt.arguments import Arguments
 from hf_xlt.errors import EXIT_INTERRUPTED, EXIT_USAGE, ConfigError, Interrupted, RunError
 from hf_xlt.files import write_json
 from hf_xlt.record import FINISHED, RECORD_NAME, RunRecord
-from hf_xlt.sweep.members import DONOR, Member, plan_members
+from hf_xlt.streams import print_document
+from hf_xlt.sweep.members import DONOR, Member, divided_flags, plan_members
 
 SWEEP_NAME = "sweep.json"
 LOGS_NAME = "logs"
@@ -50,25 +51,37 @@ def run_sweep(arguments: Arguments, argv: Sequence[str]) -> int:
     """
     members, folder = plan_members(arguments, argv), Path(arguments.config.output_dir)
     if arguments.run.dry_run:
-        say(_describe(arguments, members, folder))
+        say(_describe(arguments, members, folder, argv))
         return 0
+    for note in divided_flags(arguments, argv):
+        say(f"Note: {note}")
     _claim(folder, members, arguments.run.resume, arguments.run.overwrite)
     runs = Runs(arguments, folder, argv)
     with runs.listening():
         runs.make([member for member in members if member.name == DONOR])
         runs.make([member for member in members if member.name != DONOR])
+    if arguments.sweep.strategies:
+        from hf_xlt.sweep.strategies import finish_comparison
+
+        finish_comparison(members, folder, arguments.run.json)
+        return 0
     from hf_xlt.sweep.report import finish_sweep
 
-    finish_sweep(arguments, members, folder, argv)
+    values = finish_sweep(arguments, members, folder, argv)
+    if arguments.run.json:
+        print_document(values)
     return 0
 
 
-def _describe(arguments: Arguments, members: Sequence[Member], folder: Path) -> str:
+def _describe(arguments: Arguments, members: Sequence[Member], folder: Path, argv: Sequence[str]) -> str:
     lines = [f"Runs       {len(members)}, {_at_a_time(arguments)} at a time"]
     lines += [f"           {member.name:<8} {member.describe()}" for member in members]
     if arguments.sweep.share_head is not None:
         lines.append("Head       of the donor, frozen in the runs; their average goes to averaged/")
-    lines += [f"Each       hf-xlt run {shlex.join(members[-1].tokens)}", f"Output     {folder}"]
+    commands = {member.strategy or "Each": member.tokens for member in members}
+    lines += [f"{name:<10} hf-xlt run {shlex.join(tokens)}" for name, tokens in commands.items()]
+    lines += [f"Note       {note}" for note in divided_flags(arguments, argv)]
+    lines.append(f"Output     {folder}")
     return "\n".join([*lines, "Nothing was run (--dry-run)."])
 
 
@@ -79,6 +92,8 @@ def _claim(folder: Path, members: Sequence[Member], resume: bool, overwrite: boo
         ConfigError: there is something that may not be touched, or another sweep.
     """
     definition = {"runs": [{"name": m.name, "seed": m.seed, "settings": m.settings} for m in members]}
+    if any(member.strategy for member in members):
+        definition["strategies"] = list(dict.fromkeys(member.strategy for member in members))
     path = folder / SWEEP_NAME
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not path.is_file():
@@ -155,6 +170,7 @@ class Runs:
         self.limit = _at_a_time(arguments)
         self.under_way: list[_Process] = []
         self.stopped = False
+        self.started, self.total = 0, 0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -187,6 +203,7 @@ class Runs:
             RunError: a run failed.
         """
         waiting = [member for member in members if not is_finished(self.folder / member.name)]
+        self.total += len(waiting)
         for member in members:
             if member not in waiting:
                 say(f"{member.name} ({member.describe()}) is finished.")
@@ -216,13 +233,17 @@ class Runs:
         if self.limit > 1:
             log = self.folder / LOGS_NAME / f"{member.name}.txt"
             log.parent.mkdir(exist_ok=True)
-        say(f"{member.name} ({member.describe()}) starts{f'; its output goes to {log}' if log else ''}.")
+        self.started += 1
+        place_in_sweep = f"run {self.started} of {self.total}"
+        where = f"; its output goes to {log}" if log else ""
+        say(f"{member.name} ({member.describe()}), {place_in_sweep}, starts{where}.")
         with open(log, "ab") if log else contextlib.nullcontext() as file:
             process = subprocess.Popen(
                 [sys.executable, "-m", "hf_xlt.run", *tokens],
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=file,
+                # With `--json` stdout is for the document alone.
+                stdout=file or (sys.stderr.fileno() if self.arguments.run.json else None),
                 stderr=subprocess.STDOUT if log else None,
                 # Signals of the terminal reach the runs through `_pass_on` alone, once.
                 start_new_session=True,

@@ -8,13 +8,13 @@ from dataclasses import dataclass, fields
 
 from hf_xlt.arguments import Arguments
 from hf_xlt.errors import ConfigError, close_match
-from hf_xlt.parsing import as_tokens, build_parser, read_yaml
+from hf_xlt.parsing import as_tokens, build_parser, divide, option_fields, parse_arguments, read_yaml
 from hf_xlt.randomness import permutation
 from hf_xlt.sweep.arguments import OWN_DONOR, SweepArguments
 
 DONOR = "donor"
 # What a sweep decides for its runs.
-_TAKEN = ("output_dir", "seed", "resume", "overwrite", "dry_run", "config")
+_TAKEN = ("output_dir", "seed", "resume", "overwrite", "dry_run", "config", "json")
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,14 @@ class Member:
         seed: its `--seed`.
         settings: what was varied, by field name.
         tokens: its arguments, without folder, seed and head.
+        strategy: its strategy, where runs differ in that.
     """
 
     name: str
     seed: int
     settings: dict[str, str]
     tokens: tuple[str, ...]
+    strategy: str | None = None
 
     def describe(self) -> str:
         """Say what sets it apart."""
@@ -50,9 +52,11 @@ def plan_members(arguments: Arguments, argv: Sequence[str]) -> list[Member]:
         ConfigError: `--vary` names no setting, one that a sweep decides, or too few combinations.
     """
     asked, first = arguments.sweep, arguments.config.seed
-    grid = _grid(arguments)
     taken = {*_TAKEN, *(entry.name for entry in fields(SweepArguments))}
     shared = tuple(_without(_written_out(arguments, argv, taken), taken))
+    if asked.strategies:
+        return _of_strategies(asked.strategies, asked.seeds, first, shared)
+    grid = _grid(arguments)
     drawn = _draw(grid, asked.seeds, first)
     members = []
     for number in range(asked.seeds):
@@ -62,6 +66,37 @@ def plan_members(arguments: Arguments, argv: Sequence[str]) -> list[Member]:
     if asked.share_head == OWN_DONOR:
         members.insert(0, Member(DONOR, first, {}, shared))
     return members
+
+
+def _of_strategies(names: Sequence[str], seeds: int, first: int, shared: Sequence[str]) -> list[Member]:
+    """Return runs of several strategies, seed by seed, so that a sweep cut short holds pairs to compare.
+
+    Raises:
+        ConfigError: a strategy cannot be run like that; said before the first run starts.
+    """
+    division, tokens = divide(names, shared, {}), {}
+    for name in names:
+        tokens[name] = (f"--strategy={name}", *division.tokens(shared, name))
+        try:
+            parse_arguments([*tokens[name], "--output-dir=unused"])
+        except ConfigError as error:
+            told = "" if f"`{name}`" in str(error) else f"strategy `{name}`: "
+            raise ConfigError(f"{told}{error}") from error
+    return [
+        Member(f"{name}-{number + 1}", first + number, {}, tokens[name], name)
+        for number in range(seeds)
+        for name in names
+    ]
+
+
+def divided_flags(arguments: Arguments, argv: Sequence[str]) -> list[str]:
+    """Say which flags not all strategies of a sweep get; nothing where all do, or there is one strategy."""
+    names = arguments.sweep.strategies
+    if not names:
+        return []
+    division = divide(names, argv, {})
+    division.tokens(_written_out(arguments, argv, set(_TAKEN)), names[0])
+    return division.notes()
 
 
 def _written_out(arguments: Arguments, argv: Sequence[str], taken: set[str]) -> list[str]:
@@ -95,7 +130,7 @@ def _grid(arguments: Arguments) -> dict[str, list[str]]:
         ConfigError: it is none, or names nothing that can be varied.
     """
     parser = build_parser(arguments.strategy)
-    known = {option.lstrip("-"): action.dest for option, action in parser._option_string_actions.items()}
+    known = option_fields(parser)
     barred = {*_TAKEN, "strategy", "threads", "traceback", *(entry.name for entry in fields(SweepArguments))}
     grid: dict[str, list[str]] = {}
     for entry in arguments.sweep.vary or ():

@@ -21,7 +21,7 @@ TABLE_NAME = "sweep_results.md"
 _GROUPS = (SOURCE, TARGET)
 
 
-def finish_sweep(arguments: Arguments, members: Sequence[Member], folder: Path, argv: Sequence[str]) -> None:
+def finish_sweep(arguments: Arguments, members: Sequence[Member], folder: Path, argv: Sequence[str]) -> dict[str, Any]:
     """Write and print a sweep's table, once all its runs are finished; average runs that share a head.
 
     Args:
@@ -29,6 +29,9 @@ def finish_sweep(arguments: Arguments, members: Sequence[Member], folder: Path, 
         members: its runs.
         folder: of the sweep.
         argv: arguments as typed.
+
+    Returns:
+        The figures, JSON-able.
 
     Raises:
         ConfigError: runs cannot be averaged.
@@ -45,7 +48,8 @@ def finish_sweep(arguments: Arguments, members: Sequence[Member], folder: Path, 
     parts = [rows] + ([accumulated_table(accumulated)] if accumulated else [])
     metric = records[runs[0].name].task["metric"].replace("_", " ")
     heading = f"Test scores in percent: {metric}, unweighted mean over languages."
-    write_json(folder / JSON_NAME, _values(members, records, accumulated))
+    values = _values(members, records, accumulated)
+    write_json(folder / JSON_NAME, values)
     write_text(folder / TABLE_NAME, "\n\n".join([heading, *(markdown(part, left=1) for part in parts)]) + "\n")
     say("\n" + "\n\n".join([heading, *(plain(part, left=1) for part in parts)]))
     if accumulated:
@@ -55,6 +59,7 @@ def finish_sweep(arguments: Arguments, members: Sequence[Member], folder: Path, 
             "USER/NAME"
         )
     say(f"The table is in {folder / TABLE_NAME}, and its figures in {folder / JSON_NAME}.")
+    return values
 
 
 def _average(results: Results | None, role: str) -> float | None:

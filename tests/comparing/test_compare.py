@@ -3,53 +3,18 @@
 import csv
 import dataclasses
 import json
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from records import make_record
+from planted_runs import LANGUAGES, Page, plant, right_answers
 
 from hf_xlt.cli.main import main
 from hf_xlt.comparing.comparison import compare_runs
 from hf_xlt.comparing.report import METHOD
 from hf_xlt.comparing.statistics import PairedItems, bootstrap_interval, item_test
 from hf_xlt.errors import ConfigError
-from hf_xlt.items import ItemScores
 from hf_xlt.record import RUNNING
-from hf_xlt.results import AUXILIARY, SOURCE, TARGET, LanguageScore, Results
-from hf_xlt.tasks import get_task
-
-LANGUAGES = {"en": SOURCE, "de": TARGET, "sw": TARGET}
-SIZE = 200
-
-
-def right_answers(seed, share):
-    """(N,) of 0 and 1 per language; the noise of a seed is shared by all strategies."""
-    generator = np.random.default_rng(seed)
-    return {code: (generator.random(SIZE) < share).astype(np.float32) for code in LANGUAGES}
-
-
-def plant(folder, strategy, seed, share, items=True, status="finished", data="0", **arguments):
-    """Write a run whose test scores are those of planted answers."""
-    folder.mkdir(parents=True)
-    answers = right_answers(seed, share)
-    scores = tuple(
-        LanguageScore(code, role, SIZE, {"accuracy": float(answers[code].mean())}) for code, role in LANGUAGES.items()
-    )
-    prints = {code: f"{code}{data}" for code in LANGUAGES}
-    record = make_record(results=Results("accuracy", scores).to_dict(), status=status, seeds={"seed": seed})
-    record.strategy = {**record.strategy, "name": strategy}
-    record.arguments = {"learning_rate": 1e-4, "seed": seed, **arguments}
-    record.data = {
-        "source test": {"fingerprints": {"en": prints["en"]}},
-        "target": {"fingerprints": {code: prints[code] for code in ("de", "sw")}},
-    }
-    record.write(folder)
-    if items:
-        kept = ItemScores(get_task("text-classification"), None)
-        kept.languages = {code: np.stack([values, np.ones_like(values)], axis=-1) for code, values in answers.items()}
-        kept.write(folder)
-    return folder
+from hf_xlt.results import AUXILIARY, SOURCE
 
 
 @pytest.fixture
@@ -194,22 +159,6 @@ def test_bad_input_is_one_line(tmp_path, capsys, case):
     assert message in error and "\n" not in error
 
 
-class Page(HTMLParser):
-    """Collects what a page refers to, and the text of its cells."""
-
-    def __init__(self):
-        super().__init__()
-        self.links, self.cells, self.open = [], [], []
-
-    def handle_starttag(self, tag, attributes):
-        self.links += [value for name, value in attributes if name in ("src", "href")]
-        self.open.append(tag)
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] == "td":
-            self.cells.append(data)
-
-
 def test_all_forms_tell_the_same(runs, tmp_path, capsys):
     assert main(["compare", str(runs), "-o", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
@@ -228,6 +177,7 @@ def test_all_forms_tell_the_same(runs, tmp_path, capsys):
     text = (folder / "comparison.md").read_text()
     for cell in (cell for row in found.summary_table()[1:] for cell in row if cell):
         assert cell in page.cells and cell in text and cell in printed
+    assert all(line in text and line in printed for line in found.sentences())
     assert METHOD in text and (folder / "comparison.png").stat().st_size > 5000
 
 

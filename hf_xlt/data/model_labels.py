@@ -1,0 +1,179 @@
+"""The labels of test data against the classes of a finished model, matched by name wherever both have names."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hf_xlt.data.labels import LABEL_TEXT_COLUMN, LabelInventory
+from hf_xlt.data.roles import DataPlan, DataSet
+from hf_xlt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# What transformers calls the classes of a model that were never named.
+_GENERIC = re.compile(r"LABEL_\d+")
+_SHOWN = 8
+
+
+def match_labels(plan: DataPlan, classes: Sequence[str], given: Sequence[str] | None, foreign: bool) -> LabelInventory:
+    """Settle what the classes of a model are called, and let the plan's data be read as indices of these classes.
+
+    Args:
+        plan: the data; its sets are replaced by ones that translate labels, and notes are added.
+        classes: the model's classes in index order, as its config names them.
+        given: their names as the user gave them, or None.
+        foreign: whether nothing is known of the model but its config.
+
+    Returns:
+        The classes by the names that the data are read with.
+
+    Raises:
+        ConfigError: the numbers of classes differ, the names have nothing in common, or only the user can know.
+    """
+    entries = plan.of_role(*plan.sets)
+    role = plan.task.class_column or "tags"
+    declared = _declared_names(entries[0].read(), entries[0].columns[role])
+    names = tuple(given or classes)
+    if len(names) != len(classes):
+        raise ConfigError(f"`--labels` names {len(names)} classes, and the model has {len(classes)}: {_few(classes)}.")
+    if len(set(names)) != len(names):
+        raise ConfigError(f"a class is named twice: {_few(names)}. Name the model's classes with `--labels`.")
+    unnamed = all(map(_GENERIC.fullmatch, classes))
+    if declared is None and foreign and not given and not unnamed:
+        plan.notes.append(f"labels are numbers in the data, taken as the model's classes: {_numbered(names)}.")
+    if declared and not given and unnamed:
+        names = _unnamed(classes, declared, entries[0].where)
+        plan.notes.append(f"the model's classes have no names; taken in the order of the data: {_numbered(names)}.")
+    matching = _Matching(names, plan.task.class_column is None, role)
+    plan.sets = {
+        kind: [_Translated(**_values(entry), matching=matching) for entry in sets] for kind, sets in plan.sets.items()
+    }
+    return LabelInventory(names)
+
+
+def _values(entry: DataSet) -> dict[str, Any]:
+    return {item.name: getattr(entry, item.name) for item in dataclasses.fields(DataSet)}
+
+
+def _unnamed(classes: Sequence[str], declared: Sequence[str], where: str) -> tuple[str, ...]:
+    """Return the names of a model's classes that only the data know.
+
+    Raises:
+        ConfigError: the data do not say in which order, or have another number of classes.
+    """
+    if not isinstance(declared, tuple):
+        raise ConfigError(
+            f"the model's classes have no names ({_few(classes)}) and {where} has labels {_few(sorted(declared))}; "
+            "name the classes in the model's order with `--labels`."
+        )
+    if len(declared) != len(classes):
+        raise ConfigError(f"the model has {len(classes)} classes, and {where} has {len(declared)}: {_few(declared)}.")
+    return declared
+
+
+def _declared_names(table: Dataset, column: str) -> tuple[str, ...] | set[str] | None:
+    """Return the names of a label column: in index order where the data say it, else a set; None for bare numbers."""
+    feature = table.features[column]
+    feature = getattr(feature, "feature", feature)
+    if getattr(feature, "names", None):
+        return tuple(feature.names)
+    values = table[column][:]
+    flat = {value for row in values for value in (row if isinstance(row, (list, tuple)) else [row])}
+    if any(isinstance(value, str) for value in flat):
+        return {str(value) for value in flat}
+    if LABEL_TEXT_COLUMN not in table.column_names:
+        return None
+    beside = dict(zip(values, table[LABEL_TEXT_COLUMN][:], strict=True))
+    complete = sorted(beside) == list(range(len(beside)))
+    return tuple(str(beside[index]) for index in sorted(beside)) if complete else set(map(str, beside.values()))
+
+
+@dataclass(frozen=True)
+class _Matching:
+    """The model's classes, and how the data spell them.
+
+    Attributes:
+        names: classes in index order.
+        listed: whether a row has a list of labels.
+        role: of the label column.
+    """
+
+    names: tuple[str, ...]
+    listed: bool
+    role: str
+
+    def apply(self, table: Dataset, column: str, where: str) -> Dataset:
+        """Return the table with labels as indices of the model's classes, where they are given by name."""
+        feature = table.features[column]
+        feature = getattr(feature, "feature", feature)
+        declared = getattr(feature, "names", None)
+        values = table[column][:]
+        if declared:
+            words = dict(enumerate(declared))
+            if list(declared) == list(self.names):
+                return table
+        elif not self.listed and LABEL_TEXT_COLUMN in table.column_names and column != LABEL_TEXT_COLUMN:
+            pairs = zip(table[LABEL_TEXT_COLUMN][:], values, strict=True)
+            values, words = [value if name is None else name for name, value in pairs], {}
+        else:
+            words = {}
+        rows = values if self.listed else [[value] for value in values]
+        present = {words.get(value, value) for row in rows for value in row or ()}
+        if not any(isinstance(value, str) for value in present):
+            return table
+        index = self._index({value for value in present if isinstance(value, str)}, where)
+        # What is no name, such as a missing label, stays as it is for the check that says where it stands.
+        found = [[index.get(words.get(value, value), value) for value in row or ()] for row in rows]
+        table = table.remove_columns(sorted({column, LABEL_TEXT_COLUMN} & set(table.column_names)))
+        return table.add_column(column, found if self.listed else [row[0] for row in found])
+
+    def _index(self, present: set[str], where: str) -> Mapping[str, int]:
+        exact = {name: number for number, name in enumerate(self.names)}
+        plain: dict[str, list[int]] = {}
+        for number, name in enumerate(self.names):
+            plain.setdefault(_plain(name), []).append(number)
+        index, strange = {}, []
+        for name in sorted(present):
+            near = plain.get(_plain(name), [])
+            if name in exact or len(near) == 1:
+                index[name] = exact.get(name, near[0] if near else -1)
+            else:
+                strange.append(name)
+        if strange:
+            raise ConfigError(
+                f"{where} has labels that the model has no class for: {_few(strange)}. The model's classes are "
+                f"{_few(self.names)}; if they only have other names, give the data's in the model's order with "
+                "`--labels`."
+            )
+        return index
+
+
+@dataclass(frozen=True)
+class _Translated(DataSet):
+    """A data set whose labels are read as indices of a model's classes."""
+
+    matching: _Matching | None = None
+
+    def read(self) -> Dataset:
+        """Read the rows and translate the labels."""
+        return self.matching.apply(super().read(), self.columns[self.matching.role], self.where)
+
+
+def _plain(name: str) -> str:
+    """Return a name without what spellings differ in: case, blanks, hyphens, underscores."""
+    return re.sub(r"[\s_-]+", "", name).casefold()
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(f"`{name}`" for name in names[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
+
+
+def _numbered(names: Sequence[str]) -> str:
+    shown = ", ".join(f"{number} = {name}" for number, name in enumerate(names[:_SHOWN]))
+    return f"{shown}, ..." if len(names) > _SHOWN else shown

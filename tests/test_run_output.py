@@ -1,0 +1,68 @@
+"""What a run prints: text, one document, or nothing; never an escape code where there is no terminal."""
+
+import json
+
+import pytest
+from tiny import save_encoder, write_data
+
+from hf_xlt.cli.main import main
+from hf_xlt.record import RunRecord
+
+
+@pytest.fixture
+def line(tmp_path, monkeypatch):
+    """The command of a tiny run that evaluates while it trains, which would move the cursor between two bars."""
+    monkeypatch.chdir(tmp_path)
+    save_encoder(tmp_path / "encoder")
+    write_data(tmp_path / "data", languages=("en", "de"), train=16)
+    fast = "--max-steps 2 --eval-strategy steps --eval-steps 1 --save-strategy no --logging-steps 1 --threads 1"
+    return ["run", "--model", "encoder", "--dataset", "data/{split}.{lang}.jsonl", *fast.split(), "--output-dir"]
+
+
+def test_json_is_the_scores_and_all_else_is_on_stderr(line, capfd):
+    assert main([*line, "out", "--json"]) == 0
+    out, err = capfd.readouterr()
+    document = json.loads(out)
+    record = RunRecord.read("out")
+    assert document["results"] == record.results and document["output_dir"] == "out"
+    assert document["status"] == "finished" and document["oracle"] is False
+    assert "Saved in out" in err and "\x1b" not in out + err
+    # How it was printed is no setting of the run.
+    assert "--json" not in record.command and "json" not in record.arguments | record.settings
+    assert main([*line, "out", "--json", "--resume"]) == 0
+    assert json.loads(capfd.readouterr().out)["results"] == record.results
+
+
+def test_quiet_prints_nothing_and_a_failure_all_the_same(line, capfd):
+    assert main([*line, "out", "--quiet"]) == 0
+    out, err = capfd.readouterr()
+    assert out == "" and "\r" not in err and "\x1b" not in err and "Saved" not in err
+    assert main([*line, "out", "-q"]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and "holds a run already" in err
+    assert main([*line, "out", "-q", "--json", "--overwrite"]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["status"] == "finished" and "Saved" not in err
+
+
+def test_without_a_terminal_losses_are_lines_and_no_bar_is_drawn(line, capfd):
+    assert main([*line, "out"]) == 0
+    out, err = capfd.readouterr()
+    assert "\x1b" not in out + err and "\r" not in out + err
+    assert out.count("'loss'") == 2 and "Saved in out" in out
+
+
+def test_a_plan_is_a_document_too(line, capfd):
+    assert main([*line, "out", "--dry-run", "--json", "--strategy", "robust"]) == 0
+    out, err = capfd.readouterr()
+    plan = json.loads(out)
+    assert plan["updates"] == 2 and plan["plain_steps"] == pytest.approx(2 * plan["plain_steps_per_update"])
+    assert {(entry["role"], entry["language"]) for entry in plan["data"]} >= {("source", "en"), ("target", "de")}
+    assert plan["labels"] == ["bad", "good", "plain"] and "Nothing was run" in err
+
+
+def test_the_traceback_is_shown_when_it_is_asked_for(capsys):
+    for argv in (["run", "--traceback", "--strategy", "robst"], ["strategies", "robst", "--traceback"]):
+        assert main(argv) == 2
+        err = capsys.readouterr().err
+        assert "Traceback" in err and err.strip().splitlines()[-1].startswith("error: unknown strategy")
