@@ -49,6 +49,10 @@ def _needs(entry: dict[str, Any]) -> str:
     return ", ".join(_NEEDS[role] for role in entry["roles"])
 
 
+def _cost(entry: dict[str, Any]) -> str:
+    return f"{entry['cost']:.2f} plain steps per update" + (f"; {entry['cost_note']}" if entry["cost_note"] else "")
+
+
 def _paper(entry: dict[str, Any]) -> str:
     paper = entry["paper"]
     return "none; the baseline" if paper is None else f"{paper['title']} ({paper['venue']}), {paper['url']}"
@@ -63,7 +67,7 @@ def _listed(name: str, entry: dict[str, Any]) -> str:
 def _rows(entry: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("needs", _needs(entry)),
-        ("cost", f"{entry['cost']:.2f} plain steps per update"),
+        ("cost", _cost(entry)),
         ("paper", _paper(entry)),
     ]
 
@@ -89,11 +93,12 @@ def _described(name: str, entry: dict[str, Any]) -> str:
     if entry["notes"]:
         lines.append(entry["notes"])
     lines.append(f"Needs: {_needs(entry)}")
-    lines.append(f"Cost: {entry['cost']:.2f} plain fine-tuning steps per update with default settings")
+    lines.append(f"Cost: {_cost(entry)}, with default settings")
     lines.append(f"Adapters: {'works with `--peft lora`' if entry['adapters'] else 'trains all weights only'}")
     settings = _settings(name)
     lines.append("Settings:" if settings else "Settings: those of `hf-xlt run --help`.")
     for flag in settings:
         choices = f" One of {', '.join(flag['choices'])}." if flag.get("choices") else ""
-        lines.append(f"  {flag['flag']:<26} {flag['help']}{choices} (default: {flag.get('default')})")
+        default = "" if flag.get("default") is None else f" (default: {flag['default']})"
+        lines.append(f"  {flag['flag']:<26} {flag['help']}{choices}{default}")
     return "\n".join(lines)

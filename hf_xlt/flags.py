@@ -26,7 +26,7 @@ OWN, TRAINING = "strategy", "training"
 # What most users look for stands first.
 _GROUPS = ("run", "model", "data", OWN, "sweep", "average", "adapters", TRAINING)
 _TITLES = {OWN: "settings of `{name}`", TRAINING: "training (transformers.TrainingArguments)"}
-_FACTS = ("title", "summary", "roles", "optional_roles", "notes")
+_FACTS = ("title", "summary", "roles", "optional_roles", "notes", "cost_note")
 
 
 def build_catalogue() -> dict[str, Any]:
@@ -124,6 +124,14 @@ def flags_of(strategy: str) -> list[dict[str, Any]] | None:
     for place, entry in found["own"][strategy]:
         entries.insert(place, entry)
     return entries
+
+
+def strategies_with(flag: str) -> list[str]:
+    """Return the strategies that have a setting of their own by this flag, as far as the file says."""
+    found = read_catalogue()
+    wanted = flag.replace("_", "-")
+    own = found["own"] if found else {}
+    return [name for name, entries in own.items() if any(entry["flag"] == wanted for _, entry in entries)]
 
 
 def strategy_facts() -> dict[str, dict[str, Any]]:

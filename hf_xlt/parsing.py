@@ -26,7 +26,7 @@ from hf_xlt.arguments import (
 )
 from hf_xlt.averaging.arguments import AverageArguments, check_average
 from hf_xlt.errors import ConfigError, close_match
-from hf_xlt.flags import describe_flags, render_help
+from hf_xlt.flags import describe_flags, render_help, strategies_with
 from hf_xlt.peft_arguments import PeftArguments, check_peft
 from hf_xlt.registry import Strategy, get_strategy
 from hf_xlt.streams import shows_progress
@@ -93,14 +93,21 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     ]
     *groups, rest = parser.parse_args_into_dataclasses(tokens, return_remaining_strings=True, look_for_args_file=False)
     if rest:
-        flag = rest[0].split("=")[0]
-        raise ConfigError(f"unknown argument `{flag}`.{close_match(flag, parser._option_string_actions)}")
+        raise _unknown(rest[0].split("=")[0], parser)
     arguments = Arguments(strategy, *groups, explicit=explicit)
     check_arguments(arguments)
     check_peft(arguments)
     check_average(arguments)
     check_sweep(arguments)
     return arguments
+
+
+def _unknown(flag: str, parser: argparse.ArgumentParser) -> ConfigError:
+    owners = strategies_with(flag)
+    if owners:
+        named = " or ".join(f"`--strategy {name}`" for name in owners)
+        return ConfigError(f"unknown argument `{flag}`. It is a setting of {', '.join(owners)}: add {named}.")
+    return ConfigError(f"unknown argument `{flag}`.{close_match(flag, parser._option_string_actions)}")
 
 
 def _strategy_name(known: argparse.Namespace, settings: Mapping[str, Any]) -> str:

@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from hf_xlt.arguments import Arguments
 from hf_xlt.data.generalized import choose_pair_sets
-from hf_xlt.data.roles import SHOTS, TRAINING, DataPlan
+from hf_xlt.data.roles import AUXILIARY, SHOTS, TRAINING, DataPlan
+
+
+@dataclass(frozen=True)
+class PlannedCost:
+    """What training costs, in plain fine-tuning steps.
+
+    Attributes:
+        parts: name of a phase (empty where there is one only), its updates, and the cost of each.
+        uncounted: phases whose updates cannot be given in such steps.
+    """
+
+    parts: tuple[tuple[str, int, float], ...]
+    uncounted: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> float:
+        """Plain steps in all."""
+        return sum(updates * cost for _, updates, cost in self.parts)
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        without = f" ({' and '.join(self.uncounted)} not counted)" if self.uncounted else ""
+        if len(self.parts) == 1:
+            return f"{self.parts[0][2]:.2f} plain steps per update, {self.total:,.0f} plain steps in all{without}"
+        sums = " + ".join(f"{name} {updates:,} x {cost:.2f}" for name, updates, cost in self.parts)
+        return f"{sums} = {self.total:,.0f} plain steps in all{without}"
 
 
 def describe_plan(arguments: Arguments, plan: DataPlan, selection: dict[str, Any]) -> str:
@@ -36,10 +63,9 @@ def describe_plan(arguments: Arguments, plan: DataPlan, selection: dict[str, Any
         if rivals:
             count = planned_snapshots(arguments, plan)
             lines.append(f"Compared   with {', '.join(rivals)}; about {count} snapshots stay until they are scored")
-    cost = plan_cost(arguments, plan)
     batches = f" and as many of each of {joint} target languages" if joint else ""
     lines.append(f"Updates    {updates:,}, each of {_global_batch(config):,} source examples{batches}")
-    lines.append(f"Cost       {cost:.2f} plain steps per update, {cost * updates:,.0f} plain steps in all")
+    lines.append(f"Cost       {planned_cost(arguments, plan).describe()}")
     if arguments.peft.peft:
         lines.append("           in steps that train all weights; with these frozen a plain step, and an ascent step")
         lines.append("           as well, costs about 2/3 of one")
@@ -54,7 +80,7 @@ def describe_plan(arguments: Arguments, plan: DataPlan, selection: dict[str, Any
 def plan_values(arguments: Arguments, plan: DataPlan, selection: dict[str, Any]) -> dict[str, Any]:
     """Return what would be run, JSON-able."""
     config, strategy = arguments.config, arguments.strategy
-    updates, cost = planned_updates(arguments, plan), plan_cost(arguments, plan)
+    updates, cost = planned_updates(arguments, plan), planned_cost(arguments, plan)
     _, inventory = plan.read_training()
     return {
         "strategy": strategy.name,
@@ -74,16 +100,28 @@ def plan_values(arguments: Arguments, plan: DataPlan, selection: dict[str, Any])
         "selection": selection,
         "updates": updates,
         "global_batch": _global_batch(config),
-        "plain_steps_per_update": cost,
-        "plain_steps": cost * updates,
+        "phases": [{"name": name, "updates": count, "plain_steps": each * count} for name, count, each in cost.parts],
+        "plain_steps": cost.total,
         "output_dir": config.output_dir,
         "notes": list(plan.notes),
     }
 
 
-def plan_cost(arguments: Arguments, plan: DataPlan) -> float:
-    """Return the cost of one update in plain steps, with the batches of target languages that join it."""
-    return arguments.strategy.cost(arguments.config) * (1 + _joint_languages(arguments, plan))
+def planned_cost(arguments: Arguments, plan: DataPlan) -> PlannedCost:
+    """Return the cost of training: by phases that say theirs, else of the updates that the registry's cost is for."""
+    strategy, config, updates = arguments.strategy, arguments.config, planned_updates(arguments, plan)
+    # Batches of target languages join those of the source, where the loader of the source is used.
+    batches = 1 + _joint_languages(arguments, plan)
+    phases = strategy.phases(config) if strategy.phases else []
+    if phases and all(phase.cost is not None for phase in phases):
+        languages = len(plan.of_role(AUXILIARY))
+        parts = [
+            (phase.name, phase.updates or updates, phase.cost(languages) * (batches if phase.updates is None else 1))
+            for phase in phases
+        ]
+        return PlannedCost(tuple(parts))
+    uncounted = tuple(phase.name for phase in phases if phase.updates is not None)
+    return PlannedCost((("", updates, strategy.cost(config) * batches),), uncounted)
 
 
 def _joint_languages(arguments: Arguments, plan: DataPlan) -> int:

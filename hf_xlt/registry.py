@@ -80,6 +80,7 @@ class Strategy:
         invariances: what leaves a run's result unchanged (`INVARIANCES`).
         refusals: combinations of settings that it does not support.
         cost: cost of one update in units of a plain fine-tuning step, from the config.
+        cost_note: what a run costs besides.
         peft: whether `--peft lora` may freeze the encoder and train adapters in its place.
         averages: whether the output is the mean of the run's snapshots unasked, as with `--average`.
         augmentation: what happens to source training rows before they are encoded, from the config; None is nothing.
@@ -100,6 +101,7 @@ class Strategy:
     invariances: frozenset[str] = frozenset(INVARIANCES)
     refusals: tuple[Refusal, ...] = ()
     cost: Callable[[Any], float] = lambda config: 1.0
+    cost_note: str = ""
     peft: bool = False
     averages: bool = False
     augmentation: Callable[[Any], Augmentation | None] = lambda config: None

@@ -56,7 +56,8 @@ def test_a_plan_is_a_document_too(line, capfd):
     assert main([*line, "out", "--dry-run", "--json", "--strategy", "robust"]) == 0
     out, err = capfd.readouterr()
     plan = json.loads(out)
-    assert plan["updates"] == 2 and plan["plain_steps"] == pytest.approx(2 * plan["plain_steps_per_update"])
+    assert plan["updates"] == 2 and plan["plain_steps"] == pytest.approx(2 * 5 / 3)
+    assert [(part["updates"], part["plain_steps"]) for part in plan["phases"]] == [(2, pytest.approx(10 / 3))]
     assert {(entry["role"], entry["language"]) for entry in plan["data"]} >= {("source", "en"), ("target", "de")}
     assert plan["labels"] == ["bad", "good", "plain"] and "Nothing was run" in err
 

@@ -14,7 +14,7 @@ from hf_xlt.comparing.report import METHOD
 from hf_xlt.comparing.statistics import PairedItems, bootstrap_interval, item_test
 from hf_xlt.errors import ConfigError
 from hf_xlt.record import RUNNING
-from hf_xlt.results import AUXILIARY, SOURCE
+from hf_xlt.results import AUXILIARY, SOURCE, TARGET
 
 
 @pytest.fixture

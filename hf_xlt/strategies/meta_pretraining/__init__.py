@@ -39,6 +39,7 @@ STRATEGY = Strategy(
     phases=task_phases,
     invariances=frozenset({ACCUMULATION, PROCESSES, RESUME, PADDING}),
     refusals=REFUSALS,
+    cost_note="pre-training comes on top",
     notes=(
         "From the abstract: the paper's two phases, monolingual and then multilingual. Objectives, mixture of "
         "languages, lengths, schedule and vocabulary are our choices, and the contrastive objective is our addition. "

@@ -38,6 +38,7 @@ STRATEGY = Strategy(
     phases=xmaml_phases,
     refusals=REFUSALS,
     cost=cost,
+    cost_note="with k inner steps (3k + 1) / 2 more per meta-update and auxiliary language",
     peft=True,
     notes=(
         "Follows the authors' published code: one inner step of gradient descent per auxiliary language, exact second "
