@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from hf_xlt.averaging.arguments import AverageArguments
-from hf_xlt.cli.main import app
+from hf_xlt.cli.main import build_app
 from hf_xlt.parsing import parse_arguments
 from hf_xlt.registry import STRATEGIES, get_strategy
 from hf_xlt.training.config import XLTConfig
@@ -136,7 +136,7 @@ def test_every_command_line_is_one_that_the_parser_takes(words, monkeypatch):
     if name == "run":
         parse_arguments(rest)
         return
-    command = typer.main.get_command(app).commands[name]
+    command = typer.main.get_command(build_app()).commands[name]
     with command.make_context(name, rest) as context:
         assert context.params
 

@@ -1,6 +1,7 @@
 """What a run prints: text, one document, or nothing; never an escape code where there is no terminal."""
 
 import json
+from pathlib import Path
 
 import pytest
 from tiny import save_encoder, write_data
@@ -60,6 +61,17 @@ def test_a_plan_is_a_document_too(line, capfd):
     assert [(part["updates"], part["plain_steps"]) for part in plan["phases"]] == [(2, pytest.approx(10 / 3))]
     assert {(entry["role"], entry["language"]) for entry in plan["data"]} >= {("source", "en"), ("target", "de")}
     assert plan["labels"] == ["bad", "good", "plain"] and "Nothing was run" in err
+
+
+def test_a_plan_counts_every_phase(line, capfd):
+    """Two auxiliary languages, tasks of half an update: a meta-update of second order is 2 x 2 / 2 plain steps."""
+    write_data(Path("data"), languages=("en", "de", "sw", "zh"), train=16)
+    more = "--strategy xmaml --auxiliary-dataset data/{split}.{lang}.jsonl --auxiliary-languages sw,zh --meta-steps 6"
+    own = "--per-device-train-batch-size 8 --task-batch-size 4 --target-languages de --dry-run"
+    assert main([*line, "out", *more.split(), *own.split()]) == 0
+    assert "Cost       source 2 x 1.00 + meta 6 x 2.00 = 14 plain steps in all" in capfd.readouterr().out
+    assert main([*line, "out", *more.split(), *own.split(), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["plain_steps"] == 14
 
 
 def test_the_traceback_is_shown_when_it_is_asked_for(capsys):
