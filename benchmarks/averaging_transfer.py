@@ -36,7 +36,7 @@ def arguments_of(task: str, data: Path) -> tuple[str, ...]:
     source = str(data / "ner_uner/{split}.{lang}.parquet")
     african = str(data / "ner_masakhaner_nc/{split}.{lang}.parquet")
     targets = ("--target-dataset", source, "--target-dataset", african, "--target-languages", "zh,sw")
-    return (*TAGGING, "--dataset", source, *targets, "--max-steps", "100")
+    return (*TAGGING, "--dataset", source, *targets, "--max-steps", "300")
 
 
 def table(folder: Path) -> list[str]:
