@@ -22,7 +22,7 @@ from hf_xlt.errors import EXIT_INTERRUPTED, EXIT_USAGE, ConfigError, Interrupted
 from hf_xlt.files import write_json
 from hf_xlt.record import FINISHED, RECORD_NAME, RunRecord
 from hf_xlt.streams import print_document
-from hf_xlt.sweep.members import DONOR, Member, divided_flags, plan_members
+from hf_xlt.sweep.members import DONOR, EACH, Member, divided_flags, plan_members, read_plans
 
 SWEEP_NAME = "sweep.json"
 LOGS_NAME = "logs"
@@ -53,6 +53,9 @@ def run_sweep(arguments: Arguments, argv: Sequence[str]) -> int:
     if arguments.run.dry_run:
         say(_describe(arguments, members, folder, argv))
         return 0
+    if arguments.sweep.strategies:
+        # Data that the last strategy cannot use are told of now, and not after the runs of all others.
+        read_plans([member for member in members if not is_finished(folder / member.name)])
     for note in divided_flags(arguments, argv):
         say(f"Note: {note}")
     _claim(folder, members, arguments.run.resume, arguments.run.overwrite)
@@ -78,8 +81,10 @@ def _describe(arguments: Arguments, members: Sequence[Member], folder: Path, arg
     lines += [f"           {member.name:<8} {member.describe()}" for member in members]
     if arguments.sweep.share_head is not None:
         lines.append("Head       of the donor, frozen in the runs; their average goes to averaged/")
-    commands = {member.strategy or "Each": member.tokens for member in members}
-    lines += [f"{name:<10} hf-xlt run {shlex.join(tokens)}" for name, tokens in commands.items()]
+    costs = read_plans(members)
+    commands = {member.strategy or EACH: member.tokens for member in members}
+    for name, tokens in commands.items():
+        lines += [f"{name:<10} hf-xlt run {shlex.join(tokens)}", f"           {costs[name]}"]
     lines += [f"Note       {note}" for note in divided_flags(arguments, argv)]
     lines.append(f"Output     {folder}")
     return "\n".join([*lines, "Nothing was run (--dry-run)."])
