@@ -174,6 +174,8 @@ class RunRecord:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
             raise ConfigError(f"`{path}` cannot be read as a run record: {error}.") from error
+        except ConfigError as error:
+            raise ConfigError(f"`{path}`: {error}") from error
 
 
 def _fits(entry: dataclasses.Field, value: Any) -> bool:

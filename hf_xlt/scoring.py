@@ -197,7 +197,9 @@ def _plan(
         if record is None or not record.demo:
             raise ConfigError("no data: give `--dataset` (a pattern, a Hub id, or `embedded`).")
         data.dataset = EMBEDDED
-    task = get_task(record.task["name"] if record else data.task or task_of(source.load_config()))
+    task = get_task(data.task or (record.task["name"] if record else task_of(source.load_config())))
+    if record and task.name != record.task["name"]:
+        raise ConfigError(f"the run was trained for {record.task['name']}, not for {task.name}; leave `--task` out.")
     known = [entry["code"] for entry in record.languages.get("source", ())] if record else []
     assumed = data.source_languages is None
     data.source_languages = data.source_languages or known or ["en"]

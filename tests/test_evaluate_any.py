@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+from records import make_record
 from tiny import CLASSES, make_rows, make_tokenizer, write_data, write_rows
 from transformers import (
     BertConfig,
@@ -209,7 +210,16 @@ def test_a_damaged_record_is_one_line(score, tmp_path, text, message):
     save_model(tmp_path / "run", CLASSES)
     (tmp_path / "run" / "xlt_run.json").write_text(text)
     code, _, error = score(f"{tmp_path}/run {DATA}")
-    assert code == 2 and message in error and error.count("\n") == 1
+    assert code == 2 and message in error and "run/xlt_run.json`" in error and error.count("\n") == 1
+
+
+def test_a_task_that_is_not_that_of_the_run_is_refused(score, tmp_path):
+    save_model(tmp_path / "run", CLASSES)
+    make_record().write(tmp_path / "run")
+    for task, message in (("token-classification", "was trained for text-classification"), ("nonsense", "unknown")):
+        code, _, error = score(f"{tmp_path}/run {DATA} --task {task}")
+        assert code == 2 and message in error
+    assert score(f"{tmp_path}/run {DATA} --task text-classification")[0] == 0
 
 
 def test_a_plain_model_of_the_hub(hub, hub_env, world, tmp_path):

@@ -141,7 +141,7 @@ def test_only_common_seeds_are_paired(tmp_path):
     plant(tmp_path / "c", "averaging", 9, 0.5)
     found = compare_runs([str(tmp_path)])
     assert found.differences["robust"].seeds == (2,) and "averaging" not in found.differences
-    assert any("1 seeds in common" in note for note in found.notes)
+    assert any("1 seed in common" in note for note in found.notes)
     assert any("no seed in common" in note for note in found.notes)
     assert "not known" in found.differences["robust"].reading()
 

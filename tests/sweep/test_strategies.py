@@ -100,6 +100,12 @@ def test_data_that_one_strategy_cannot_use_are_told_before_the_first_run(tmp_pat
     assert main([*line.split(), "de", "--dry-run"]) == 0
     out = capfd.readouterr().out
     assert "1.00 plain steps per update, 2 plain steps in all" in out and "gates 2 x 2.00 + train 2 x 1.00 = 6" in out
+    assert main([*line.split(), "de", "--dry-run", "--json"]) == 0
+    runs = json.loads(capfd.readouterr().out)["runs"]
+    assert [(run["name"], run["seed"], run["plain_steps"]) for run in runs] == [
+        ("finetune-1", 42, 2),
+        ("soft-layers-1", 42, 6),
+    ]
     for more in ([], ["--dry-run"]):
         assert main([*line.split(), "xx", *more]) == 2
         out, err = capfd.readouterr()
