@@ -31,10 +31,10 @@ def _check(folder: Path) -> str:
     from hf_xlt.record import RunRecord
 
     path = folder / CARD_NAME
+    record = RunRecord.read(folder)
     if not path.is_file():
         raise ConfigError(f"`{folder}` holds no card; `hf-xlt card {folder}` writes one.")
     text = path.read_text(encoding="utf-8")
-    record = RunRecord.read(folder)
     problems = check(text) or contradictions(text, record)
     if problems:
         raise ConfigError(f"`{path}` cannot be pushed: {'; '.join(problems)}.")

@@ -59,9 +59,11 @@ def _describe(report: PushReport) -> str:
     lines += [f"Note: {note}" for note in report.notes]
     lines += [f"Removed from the repository: {name}, left by an earlier push" for name in report.removed]
     if report.dry_run:
+        tagged = f"tag {report.tag}" if report.tag else "no tag"
         lines += ["", report.card.rstrip(), ""]
         lines.append(
-            f"Would push to {report.url}, branch {report.revision}, {visibility}. Nothing was sent (--dry-run)."
+            f"Would push to {report.url}, branch {report.revision}, {tagged}, {visibility}. Nothing was sent "
+            "(--dry-run)."
         )
     elif report.changed:
         lines.append(f"Pushed to {report.url} ({visibility}, {report.revision}, commit {report.commit[:12]})")

@@ -177,6 +177,10 @@ def _hub(problems: list[Problem]) -> dict[str, Any]:
     }
     if constants.HF_HUB_OFFLINE:
         return found
+    if not constants.ENDPOINT.startswith(("https://", "http://")):
+        what = f"HF_ENDPOINT is `{constants.ENDPOINT}`, which is no web address: unset it, or begin it with https://"
+        problems.append(Problem(what, False))
+        return {**found, "reachable": False}
     address = f"{constants.ENDPOINT}/api/whoami-v2"
     try:
         reply = get_session().get(address, headers=build_hf_headers(token=token or False), timeout=_HUB_SECONDS)

@@ -41,6 +41,16 @@ class ModelError(ConfigError):
         self.path, self.problem = path, problem
 
 
+def _model_instead(folder: Path) -> str:
+    """Say what to give in place of a directory that holds no model."""
+    if (folder / "adapter_config.json").is_file():
+        if (folder.parent / "config.json").is_file():
+            return f"it is an adapter alone. Give `{folder.parent}`, which holds the model with it merged in"
+        return "it is an adapter alone. Give a model that it is merged into"
+    runs = sorted(path.name for path in folder.iterdir() if (path / "config.json").is_file())
+    return f"give one of the models in it, such as `{folder / runs[0]}`" if runs else "give a saved model"
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """Where an encoder is loaded from.
@@ -78,7 +88,7 @@ class ModelSource:
             return cls(str(embedded.phrase_encoder_directory()), embedded.PHRASE_ENCODER_NAME, **options)
         if os.path.isdir(model):
             if not os.path.isfile(os.path.join(model, "config.json")):
-                raise ConfigError(f"model directory `{model}` holds no `config.json`; give a saved model.")
+                raise ConfigError(f"model directory `{model}` holds no `config.json`; {_model_instead(Path(model))}.")
             return cls(model, None, **options)
         if model.startswith((".", "/", "~")) or model.count("/") > 1:
             raise ConfigError(f"model directory `{model}` is missing.")

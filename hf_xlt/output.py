@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -40,6 +41,20 @@ def inspect_output(folder: Path, *, resume: bool, overwrite: bool) -> RunRecord 
             "continue it, `--overwrite` to delete it, or give another `--output-dir`."
         )
     return record
+
+
+def check_folder(folder: Path) -> None:
+    """Check that files can be written into a folder, which need not be there yet; nothing is written here.
+
+    Raises:
+        ConfigError: it, or what it would lie in, is a file or is read-only.
+    """
+    place = folder.absolute()
+    home = next(path for path in (place, *place.parents) if os.path.lexists(path))
+    if not home.is_dir():
+        raise ConfigError(f"`{folder if home == place else home}` is a file; give a directory for the output.")
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise ConfigError(f"nothing can be written to `{folder}`; give another directory for the output.")
 
 
 def claim_output(folder: Path, *, overwrite: bool) -> None:

@@ -11,14 +11,25 @@ from typing import Any
 from hf_xlt.arguments import Arguments
 from hf_xlt.averaging.shared_head import FrozenHeadCheck, SharedHead
 from hf_xlt.data.augmentation import EQUAL_UPDATES, join_features
+from hf_xlt.data.generalized import choose_pair_sets
 from hf_xlt.data.labels import LabelInventory
-from hf_xlt.data.roles import AUXILIARY, SHOTS, TARGET_VALIDATION, TEXT, TRAINING, VALIDATION, DataPlan, DataSet
+from hf_xlt.data.roles import (
+    AUXILIARY,
+    SHOTS,
+    TARGET_VALIDATION,
+    TEXT,
+    TRAINING,
+    VALIDATION,
+    DataPlan,
+    DataSet,
+    resolve_data,
+)
 from hf_xlt.errors import ConfigError, close_match
 from hf_xlt.evaluation import encoder, longest_input
 from hf_xlt.models import ModelSource
 from hf_xlt.record import LAST_CHECKPOINT, SOURCE_VALIDATION
 from hf_xlt.record import TARGET_VALIDATION as ORACLE
-from hf_xlt.tasks import Task
+from hf_xlt.tasks import Task, get_task
 from hf_xlt.training.interruption import InterruptionFlag
 from hf_xlt.training.phases import RunContext
 
@@ -40,6 +51,29 @@ class Prepared:
     inventory: LabelInventory | None
     model: ModelSource
     max_length: int
+
+
+def plan_run(arguments: Arguments) -> tuple[DataPlan, dict[str, Any]]:
+    """Find the data of a run, read what its plan needs of them, and settle what selects its model.
+
+    Returns:
+        The data, and the selection.
+
+    Raises:
+        ConfigError: the data cannot be used, or not as asked; or the model's directory is missing.
+    """
+    find_model(arguments)
+    plan = resolve_data(
+        arguments.data,
+        get_task(arguments.data.task),
+        needs_validation=needs_validation(arguments.config) or arguments.average.compares_validation,
+        target_validation=arguments.average.compares_oracle,
+    )
+    selection = settle_selection(arguments, plan.task)
+    note_augmentation(arguments, plan)
+    if arguments.data.generalized:
+        choose_pair_sets(plan, arguments.data)
+    return plan, selection
 
 
 def needs_validation(config: Any) -> bool:

@@ -140,6 +140,8 @@ class RunRecord:
         Raises:
             ConfigError: keys are missing or unknown, or the format is newer than this package.
         """
+        if not isinstance(values, dict):
+            raise ConfigError("run record is damaged: it is no JSON object.")
         version = values.get("format_version")
         if version != FORMAT_VERSION:
             raise ConfigError(f"run record has format {version!r}, this hf_xlt reads {FORMAT_VERSION}; update hf_xlt.")
@@ -147,6 +149,9 @@ class RunRecord:
         unknown, missing = sorted(set(values) - known), sorted({"strategy", "task"} - set(values))
         if unknown or missing:
             raise ConfigError(f"run record is damaged: unknown keys {unknown}, missing keys {missing}.")
+        wrong = sorted(f.name for f in dataclasses.fields(cls) if f.name in values and not _fits(f, values[f.name]))
+        if wrong:
+            raise ConfigError(f"run record is damaged: values of another kind than they have to be: {wrong}.")
         return cls(**values)
 
     def write(self, folder: str | os.PathLike) -> None:
@@ -169,3 +174,12 @@ class RunRecord:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
             raise ConfigError(f"`{path}` cannot be read as a run record: {error}.") from error
+        except ConfigError as error:
+            raise ConfigError(f"`{path}`: {error}") from error
+
+
+def _fits(entry: dataclasses.Field, value: Any) -> bool:
+    """Say whether a value is an object, a list, or nothing, as its field's annotation has it, which is a string."""
+    kind, _, optional = str(entry.type).partition(" | ")
+    expected = {"dict": dict, "list": list}.get(kind.split("[")[0], object)
+    return isinstance(value, expected) or (value is None and optional == "None")

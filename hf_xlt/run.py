@@ -16,8 +16,8 @@ from typing import Any
 
 from hf_xlt.arguments import Arguments
 from hf_xlt.averaging.summary import averaged, describe, is_oracle
-from hf_xlt.data.generalized import choose_pair_sets, join_pairs
-from hf_xlt.data.roles import TRAINING, DataPlan, resolve_data
+from hf_xlt.data.generalized import join_pairs
+from hf_xlt.data.roles import TRAINING, DataPlan
 from hf_xlt.errors import ConfigError, Interrupted, reports_errors
 from hf_xlt.generalized_results import GeneralizedResults
 from hf_xlt.launch import check_launch, is_first_process, set_threads
@@ -27,7 +27,7 @@ from hf_xlt.planning import describe_plan, of_adapter, plan_values, planned_snap
 from hf_xlt.record import FINISHED, INTERRUPTED, TRAINED, RunRecord
 from hf_xlt.results import Results, plain
 from hf_xlt.streams import print_document, turned
-from hf_xlt.tasks import Encoding, get_task
+from hf_xlt.tasks import Encoding
 
 # What `--json` tells of a finished run; the rest is in its record.
 _OUTCOME = ("status", "results", "floor", "zero_shot", "comparators", "generalized", "wall_time_seconds")
@@ -54,23 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: Arguments, argv: list[str]) -> int:
     if arguments.run.quiet:
         arguments.config.disable_tqdm = True
-    task = get_task(arguments.data.task)
-    from hf_xlt.preparation import needs_validation, note_augmentation, settle_selection
-
     if arguments.sweep.seeds:
         from hf_xlt.sweep.execute import run_sweep
 
         return run_sweep(arguments, argv)
-    plan = resolve_data(
-        arguments.data,
-        task,
-        needs_validation=needs_validation(arguments.config) or arguments.average.compares_validation,
-        target_validation=arguments.average.compares_oracle,
-    )
-    selection = settle_selection(arguments, plan.task)
-    note_augmentation(arguments, plan)
-    if arguments.data.generalized:
-        choose_pair_sets(plan, arguments.data)
+    from hf_xlt.preparation import plan_run
+
+    plan, selection = plan_run(arguments)
     if arguments.run.dry_run:
         say(describe_plan(arguments, plan, selection))
         if arguments.run.json:

@@ -21,6 +21,7 @@ from hf_xlt.generalized import replace_generalized, score_generalized
 from hf_xlt.generalized_results import GeneralizedResults
 from hf_xlt.items import ItemScores
 from hf_xlt.models import ModelSource
+from hf_xlt.output import check_folder, claim_output
 from hf_xlt.record import FINISHED, RECORD_NAME, RunRecord
 from hf_xlt.results import Results, plain
 from hf_xlt.tasks import TASKS, Encoding, Task, get_task
@@ -93,13 +94,31 @@ def evaluate_model(
         ConfigError: model or data cannot be used, or there are results already.
     """
     source = ModelSource.find(model, revision=revision, trust_remote_code=trust_remote_code)
+    if not os.path.isdir(source.path):
+        # A model that is not there is told of at once, and not after a record has been looked for over the network.
+        source.load_config()
     record = find_record(source)
     plan = _plan(record, data, source, languages)
-    task = plan.task
     folder = _claim_folder(model, record, plan, output_dir, overwrite)
     if data.generalized:
         choose_pair_sets(plan, data)
+    results, generalized, items = _score(source, plan, data, record, batch_size, progress)
+    claim_output(folder, overwrite=False)
+    written = write_results(folder, results) + [items.write(folder)] + replace_generalized(folder, generalized)
+    if _is_unscored_average(record) and folder == Path(model):
+        written += _complete(record, plan, results, generalized, folder)
+    return Evaluation(results, generalized, folder, written, plan.notes)
 
+
+def _score(
+    source: ModelSource, plan: DataPlan, data: DataArguments, record: RunRecord | None, batch_size: int, progress: bool
+) -> tuple[Results, GeneralizedResults | None, ItemScores]:
+    """Load the model and score it on the plan's test data.
+
+    Raises:
+        ConfigError: it has no trained head for the task, or its labels do not fit the data's.
+    """
+    task = plan.task
     loaded = source.load_trained(task)
     tokenizer = source.load_tokenizer()
     inventory = _inventory(plan, loaded.config, data, record is None)
@@ -115,18 +134,14 @@ def evaluate_model(
         items = ItemScores(plan.task, inventory)
         results = score(trainer, tests, plan.task, plan.source_languages, items.add, plan.auxiliary_languages)
         generalized = score_generalized(trainer, pairs, plan.task, encoding, results, progress) if pairs else None
-    folder.mkdir(parents=True, exist_ok=True)
-    written = write_results(folder, results) + [items.write(folder)] + replace_generalized(folder, generalized)
-    if _is_unscored_average(record) and folder == Path(model):
-        written += _complete(record, plan, results, generalized, folder)
-    return Evaluation(results, generalized, folder, written, plan.notes)
+    return results, generalized, items
 
 
 def _claim_folder(model: str, record: RunRecord | None, plan: DataPlan, asked: str | None, overwrite: bool) -> Path:
     """Return the folder for the results.
 
     Raises:
-        ConfigError: there is nothing to score, or the folder holds results already.
+        ConfigError: there is nothing to score, or the folder holds results already or cannot be written to.
     """
     scored = plan.of_role(TARGET_TEST, AUXILIARY_TEST, SOURCE_TEST)
     if not scored:
@@ -134,6 +149,7 @@ def _claim_folder(model: str, record: RunRecord | None, plan: DataPlan, asked: s
     folder = _output_folder(model, record, scored[0].source.name, asked)
     if (folder / RESULTS_NAME).is_file() and not overwrite:
         raise ConfigError(f"`{folder}` holds results already; add `--overwrite`, or give another `--output-dir`.")
+    check_folder(folder)
     return folder
 
 
@@ -181,7 +197,9 @@ def _plan(
         if record is None or not record.demo:
             raise ConfigError("no data: give `--dataset` (a pattern, a Hub id, or `embedded`).")
         data.dataset = EMBEDDED
-    task = get_task(record.task["name"] if record else data.task or task_of(source.load_config()))
+    task = get_task(data.task or (record.task["name"] if record else task_of(source.load_config())))
+    if record and task.name != record.task["name"]:
+        raise ConfigError(f"the run was trained for {record.task['name']}, not for {task.name}; leave `--task` out.")
     known = [entry["code"] for entry in record.languages.get("source", ())] if record else []
     assumed = data.source_languages is None
     data.source_languages = data.source_languages or known or ["en"]

@@ -354,6 +354,9 @@ def test_command_refuses_what_it_cannot_use(tmp_path):
     run = make_run(tmp_path / "run")
     with pytest.raises(ConfigError, match="holds no run"):
         run_command("card", str(tmp_path))
+    # Not the advice to write a card, which would fail as well.
+    with pytest.raises(ConfigError, match="holds no run"):
+        run_command("card", str(tmp_path), "--check")
     with pytest.raises(ConfigError, match="is a directory"):
         run_command("card", str(run), "--output", str(tmp_path))
     with pytest.raises(ConfigError, match="is missing"):

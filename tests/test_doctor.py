@@ -104,6 +104,13 @@ def test_the_login_is_told_and_the_token_never(status, token, words, problem, mo
     assert "secret" not in json.dumps(hub) + str(problems)
 
 
+def test_an_endpoint_that_is_no_web_address_is_named(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "nonsense")
+    problems = []
+    assert doctor._hub(problems)["reachable"] is False
+    assert "HF_ENDPOINT is `nonsense`, which is no web address" in problems[0].what and not problems[0].needed
+
+
 def test_sizes_count_blobs_once(tmp_path):
     (tmp_path / "blobs").mkdir()
     (tmp_path / "blobs" / "a").write_bytes(b"x" * 1000)

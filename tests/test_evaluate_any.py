@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+from records import make_record
 from tiny import CLASSES, make_rows, make_tokenizer, write_data, write_rows
 from transformers import (
     BertConfig,
@@ -162,6 +163,63 @@ def test_a_config_without_architectures_is_taken_as_a_classifier():
     assert task_of(BertConfig(architectures=["XLMRobertaForQuestionAnswering"])) == "question-answering"
     with pytest.raises(ConfigError, match="T5ForConditionalGeneration"):
         task_of(BertConfig(architectures=["T5ForConditionalGeneration"]))
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_model_is_loaded(score, tmp_path, monkeypatch):
+    (tmp_path / "mine").write_text("mine")
+    monkeypatch.setattr("hf_xlt.models.ModelSource.load_trained", lambda *rest: pytest.fail("was loaded"))
+    for place in (tmp_path / "mine", tmp_path / "mine" / "below"):
+        code, _, error = score(f"named {DATA}", place)
+        assert code == 2 and f"`{tmp_path}/mine` is a file; give a directory" in error
+    monkeypatch.setattr("hf_xlt.output.os.access", lambda *rest: False)
+    code, _, error = score(f"named {DATA}", tmp_path / "readonly")
+    assert code == 2 and "nothing can be written to" in error and error.count("\n") == 1
+
+
+def test_a_folder_without_a_model_says_what_to_give_instead(score, world, tmp_path):
+    save_model(tmp_path / "run")
+    (tmp_path / "run" / "adapter").mkdir()
+    (tmp_path / "run" / "adapter" / "adapter_config.json").write_text("{}")
+    code, _, error = score(f"{tmp_path}/run/adapter {DATA}")
+    assert code == 2 and f"it is an adapter alone. Give `{tmp_path}/run`, which" in error
+    code, _, error = score(f"{tmp_path} {DATA}")
+    assert code == 2 and f"give one of the models in it, such as `{tmp_path}/run`" in error
+    code, _, error = score(f"data {DATA}")
+    assert code == 2 and "no `config.json`; give a saved model" in error
+
+
+def test_no_record_is_looked_for_beside_a_model_that_is_not_there(score, monkeypatch):
+    def absent(source):
+        raise ConfigError("model `nothing` cannot be loaded")
+
+    monkeypatch.setattr("hf_xlt.models.ModelSource.load_config", absent)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *rest, **more: pytest.fail("was asked for"))
+    code, _, error = score(f"nothing {DATA}")
+    assert code == 2 and "model `nothing` cannot be loaded" in error
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "it is no JSON object"),
+        ('{"format_version": 1, "strategy": {}, "task": {}, "results": 3, "labels": {}}', "['labels', 'results']"),
+        ('{"format_version": 1, "strategy": {', "cannot be read as a run record"),
+    ],
+)
+def test_a_damaged_record_is_one_line(score, tmp_path, text, message):
+    save_model(tmp_path / "run", CLASSES)
+    (tmp_path / "run" / "xlt_run.json").write_text(text)
+    code, _, error = score(f"{tmp_path}/run {DATA}")
+    assert code == 2 and message in error and "run/xlt_run.json`" in error and error.count("\n") == 1
+
+
+def test_a_task_that_is_not_that_of_the_run_is_refused(score, tmp_path):
+    save_model(tmp_path / "run", CLASSES)
+    make_record().write(tmp_path / "run")
+    for task, message in (("token-classification", "was trained for text-classification"), ("nonsense", "unknown")):
+        code, _, error = score(f"{tmp_path}/run {DATA} --task {task}")
+        assert code == 2 and message in error
+    assert score(f"{tmp_path}/run {DATA} --task text-classification")[0] == 0
 
 
 def test_a_plain_model_of_the_hub(hub, hub_env, world, tmp_path):

@@ -329,6 +329,9 @@ def test_command_prints_where_it_went(hub, run, capsys, command):
     command(run, REPO, "--dry-run")
     dry = capsys.readouterr().out
     assert f"Would push to {hub.url}/{REPO}" in dry and "model.safetensors" in dry and "# topic-robust" in dry
+    assert "branch main, tag run-2026-03-01-" in dry
+    command(run, REPO, "--dry-run", "--no-tag")
+    assert "branch main, no tag," in capsys.readouterr().out
     assert hub.log == []
     command(run, REPO, "--private", "--tag", "v1.0")
     out = capsys.readouterr().out

@@ -251,7 +251,8 @@ def _differences(
             notes.append(f"`{condition.name}` and `{base.name}` have no seed in common, so nothing is paired.")
             continue
         if len(pairs) < max(len(condition.runs), len(base.runs)):
-            notes.append(f"`{condition.name}`: {len(pairs)} seeds in common with `{base.name}`; only they are paired.")
+            count = f"{len(pairs)} seed{'s' * (len(pairs) > 1)}"
+            notes.append(f"`{condition.name}`: {count} in common with `{base.name}`; nothing else is paired.")
         raw[condition.name] = _test(pairs, targets)
     decisive = [found["p_runs"] if found["p_items"] is None else found["p_items"] for found in raw.values()]
     adjusted = dict(zip(raw, holm(decisive), strict=True))

@@ -9,6 +9,7 @@ from pathlib import Path
 from hf_xlt.comparing.comparison import Comparison
 from hf_xlt.comparing.page import as_html
 from hf_xlt.files import write_json, write_text
+from hf_xlt.output import check_folder, claim_output
 from hf_xlt.results import markdown, plain
 
 MARKDOWN_NAME, JSON_NAME, CSV_NAME = "comparison.md", "comparison.json", "comparison.csv"
@@ -47,9 +48,11 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[str]:
         Names of the files written; the plot is left out where matplotlib is not installed.
 
     Raises:
-        OSError: the folder cannot be written to.
+        ConfigError: the folder is a file or read-only.
+        RunError: it cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    check_folder(folder)
+    claim_output(folder, overwrite=False)
     write_text(folder / MARKDOWN_NAME, describe(comparison))
     write_json(folder / JSON_NAME, {**comparison.to_dict(), "method": METHOD})
     write_text(folder / CSV_NAME, as_csv(comparison))

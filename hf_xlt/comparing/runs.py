@@ -12,6 +12,7 @@ import numpy as np
 from hf_xlt.errors import ConfigError
 from hf_xlt.items import read_items
 from hf_xlt.record import FINISHED, RECORD_NAME, RunRecord
+from hf_xlt.results import AUXILIARY, SOURCE
 
 # How deep below a folder runs are looked for: a sweep's runs lie one below it, several sweeps' two.
 _DEPTH = 2
@@ -125,13 +126,15 @@ def group(runs: Sequence[ComparedRun], notes: list[str]) -> list[Condition]:
                     f"`{other.folder}` and `{run.folder}` are both `{name}` with seed {run.seed}; leave out one."
                 )
     conditions = [Condition(name, tuple(sorted(runs, key=lambda r: r.seed or 0))) for name, runs in groups.items()]
-    notes += _confounded(conditions)
+    notes += [*_confounded(conditions), *_unequal_labels(conditions)]
     return conditions
 
 
 def settings_of(run: ComparedRun) -> dict[str, Any]:
-    """Return what may set a run apart from others, seeds left out."""
-    values = {name: value for name, value in run.record.arguments.items() if name not in _SEEDS}
+    """Return what may set a run apart from others; seeds are left out, and settings of data that it did not take."""
+    unused = tuple(f"{role}_" for role in (AUXILIARY, "text") if role not in run.record.data)
+    arguments = run.record.arguments.items()
+    values = {name: value for name, value in arguments if name not in _SEEDS and not name.startswith(unused)}
     return {"model": run.record.model.get("name"), **values}
 
 
@@ -168,6 +171,19 @@ def _confounded(conditions: Sequence[Condition]) -> list[str]:
             listed = ", ".join(f"{entry[name]} in `{condition}`" for condition, entry in settings)
             notes.append(f"`{name}` differs as well: {listed}.")
     return notes
+
+
+def _unequal_labels(conditions: Sequence[Condition]) -> list[str]:
+    """Say in which languages conditions had labels in training, where that differs."""
+    labelled = {}
+    for condition in conditions:
+        languages = condition.runs[0].record.languages
+        codes = [entry["code"] for role in (SOURCE, AUXILIARY) for entry in languages.get(role, ())]
+        labelled.setdefault(", ".join(codes), []).append(f"`{condition.name}`")
+    if len(labelled) < 2:
+        return []
+    told = "; ".join(f"{', '.join(names)} in {codes}" for codes, names in labelled.items())
+    return [f"labelled training data differ, and with them what the conditions know: {told}."]
 
 
 def shared_languages(runs: Sequence[ComparedRun], notes: list[str]) -> list[str]:

@@ -57,7 +57,10 @@ class SweepArguments:
 
     def __post_init__(self) -> None:
         """Make one run of each strategy unless more are asked for."""
+        given = self.strategies is not None
         self.strategies = split_names(self.strategies)
+        if given and not self.strategies:
+            raise ConfigError("`--strategies` names none; give two or more, separated by commas.")
         if self.strategies and self.seeds == 0:
             self.seeds = 1
 

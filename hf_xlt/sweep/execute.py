@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from typing import Any
 from hf_xlt.arguments import Arguments
 from hf_xlt.errors import EXIT_INTERRUPTED, EXIT_USAGE, ConfigError, Interrupted, RunError
 from hf_xlt.files import write_json
+from hf_xlt.planning import PlannedCost
 from hf_xlt.record import FINISHED, RECORD_NAME, RunRecord
 from hf_xlt.streams import print_document
-from hf_xlt.sweep.members import DONOR, Member, divided_flags, plan_members
+from hf_xlt.sweep.members import DONOR, EACH, Member, divided_flags, plan_members, read_plans
 
 SWEEP_NAME = "sweep.json"
 LOGS_NAME = "logs"
@@ -51,8 +52,14 @@ def run_sweep(arguments: Arguments, argv: Sequence[str]) -> int:
     """
     members, folder = plan_members(arguments, argv), Path(arguments.config.output_dir)
     if arguments.run.dry_run:
-        say(_describe(arguments, members, folder, argv))
+        costs, notes = read_plans(members), divided_flags(arguments, argv)
+        say(_describe(arguments, members, costs, notes))
+        if arguments.run.json:
+            print_document(_values(members, costs, notes, folder))
         return 0
+    if arguments.sweep.strategies:
+        # Data that the last strategy cannot use are told of now, and not after the runs of all others.
+        read_plans([member for member in members if not is_finished(folder / member.name)])
     for note in divided_flags(arguments, argv):
         say(f"Note: {note}")
     _claim(folder, members, arguments.run.resume, arguments.run.overwrite)
@@ -73,16 +80,37 @@ def run_sweep(arguments: Arguments, argv: Sequence[str]) -> int:
     return 0
 
 
-def _describe(arguments: Arguments, members: Sequence[Member], folder: Path, argv: Sequence[str]) -> str:
+def _describe(
+    arguments: Arguments, members: Sequence[Member], costs: Mapping[str, PlannedCost], notes: Sequence[str]
+) -> str:
     lines = [f"Runs       {len(members)}, {_at_a_time(arguments)} at a time"]
     lines += [f"           {member.name:<8} {member.describe()}" for member in members]
     if arguments.sweep.share_head is not None:
         lines.append("Head       of the donor, frozen in the runs; their average goes to averaged/")
-    commands = {member.strategy or "Each": member.tokens for member in members}
-    lines += [f"{name:<10} hf-xlt run {shlex.join(tokens)}" for name, tokens in commands.items()]
-    lines += [f"Note       {note}" for note in divided_flags(arguments, argv)]
-    lines.append(f"Output     {folder}")
+    commands = {member.strategy or EACH: member.tokens for member in members}
+    for name, tokens in commands.items():
+        lines += [f"{name:<10} hf-xlt run {shlex.join(tokens)}", f"           {costs[name].describe()}"]
+    lines += [f"Note       {note}" for note in notes]
+    lines.append(f"Output     {arguments.config.output_dir}")
     return "\n".join([*lines, "Nothing was run (--dry-run)."])
+
+
+def _values(
+    members: Sequence[Member], costs: Mapping[str, PlannedCost], notes: Sequence[str], folder: Path
+) -> dict[str, Any]:
+    """Return what would be run, JSON-able."""
+    runs = [
+        {
+            "name": member.name,
+            "strategy": member.strategy,
+            "seed": member.seed,
+            "settings": member.settings,
+            "arguments": list(member.tokens),
+            "plain_steps": costs[member.strategy or EACH].total,
+        }
+        for member in members
+    ]
+    return {"runs": runs, "notes": list(notes), "output_dir": str(folder)}
 
 
 def _claim(folder: Path, members: Sequence[Member], resume: bool, overwrite: bool) -> None:

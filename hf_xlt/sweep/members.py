@@ -9,10 +9,13 @@ from dataclasses import dataclass, fields
 from hf_xlt.arguments import Arguments
 from hf_xlt.errors import ConfigError, close_match
 from hf_xlt.parsing import as_tokens, build_parser, divide, option_fields, parse_arguments, read_yaml
+from hf_xlt.planning import PlannedCost, planned_cost
 from hf_xlt.randomness import permutation
 from hf_xlt.sweep.arguments import OWN_DONOR, SweepArguments
 
 DONOR = "donor"
+# What runs of one strategy are called together.
+EACH = "Each"
 # What a sweep decides for its runs.
 _TAKEN = ("output_dir", "seed", "resume", "overwrite", "dry_run", "config", "json")
 
@@ -87,6 +90,34 @@ def _of_strategies(names: Sequence[str], seeds: int, first: int, shared: Sequenc
         for number in range(seeds)
         for name in names
     ]
+
+
+def read_plans(members: Sequence[Member]) -> dict[str, PlannedCost]:
+    """Read the data of a sweep's runs, once per strategy.
+
+    Args:
+        members: runs; those of one strategy read the same data.
+
+    Returns:
+        What a run costs, by strategy, or by `EACH` where there is one.
+
+    Raises:
+        ConfigError: the data cannot be used.
+    """
+    from hf_xlt.preparation import plan_run
+
+    costs: dict[str, PlannedCost] = {}
+    for member in members:
+        name = member.strategy or EACH
+        if name in costs:
+            continue
+        arguments = parse_arguments([*member.tokens, "--output-dir=unused"])
+        try:
+            plan, _ = plan_run(arguments)
+        except ConfigError as error:
+            raise ConfigError(f"strategy `{name}`: {error}" if member.strategy else str(error)) from error
+        costs[name] = planned_cost(arguments, plan)
+    return costs
 
 
 def divided_flags(arguments: Arguments, argv: Sequence[str]) -> list[str]:

@@ -92,6 +92,20 @@ def test_what_differs_besides_the_strategy_is_told(tmp_path):
     assert any("`learning_rate` differs as well: 0.0001 in `finetune`, 0.0003 in `robust`" in note for note in notes)
 
 
+def test_labels_that_one_condition_alone_had_are_told_and_settings_of_data_that_none_took_are_not(tmp_path):
+    unused = {"auxiliary_languages": ["all"], "auxiliary_split": "train"}
+    plant(tmp_path / "a", "finetune", 0, 0.5, **unused)
+    plant(tmp_path / "b", "averaging", 0, 0.5, **unused | {"auxiliary_split": "validation"})
+    other = plant(tmp_path / "c", "robust", 0, 0.5, auxiliary_languages=["sw"], auxiliary_split="validation")
+    assert not compare_runs([str(tmp_path / name) for name in "ab"]).notes[:-1]
+    record = json.loads((other / "xlt_run.json").read_text())
+    record["data"]["auxiliary"] = {"fingerprints": {"sw": "0"}}
+    record["languages"]["auxiliary"] = [{"code": "sw", "iso": "sw", "name": "Swahili"}]
+    (other / "xlt_run.json").write_text(json.dumps(record))
+    notes = " ".join(compare_runs([str(tmp_path)]).notes)
+    assert "`finetune`, `averaging` in en; `robust` in en, sw." in notes and "differs as well" not in notes
+
+
 def test_languages_scored_on_other_data_are_left_out(tmp_path):
     plant(tmp_path / "a", "finetune", 0, 0.5)
     other = plant(tmp_path / "b", "robust", 0, 0.5)
@@ -127,7 +141,7 @@ def test_only_common_seeds_are_paired(tmp_path):
     plant(tmp_path / "c", "averaging", 9, 0.5)
     found = compare_runs([str(tmp_path)])
     assert found.differences["robust"].seeds == (2,) and "averaging" not in found.differences
-    assert any("1 seeds in common" in note for note in found.notes)
+    assert any("1 seed in common" in note for note in found.notes)
     assert any("no seed in common" in note for note in found.notes)
     assert "not known" in found.differences["robust"].reading()
 
@@ -157,6 +171,13 @@ def test_bad_input_is_one_line(tmp_path, capsys, case):
     assert main(["compare", str(place)]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error and "\n" not in error
+
+
+def test_a_file_in_the_place_of_the_output_is_refused(runs, tmp_path, capsys):
+    (tmp_path / "mine").write_text("mine")
+    assert main(["compare", str(runs), "-o", str(tmp_path / "mine")]) == 2
+    assert "mine` is a file; give a directory" in capsys.readouterr().err
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_all_forms_tell_the_same(runs, tmp_path, capsys):

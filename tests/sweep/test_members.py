@@ -84,8 +84,9 @@ def test_a_launcher_is_refused(monkeypatch):
 
 
 def test_a_dry_run_shows_the_runs_and_writes_nothing(tmp_path, capsys):
-    argv = ["run", *BASE[:4], "--output-dir", str(tmp_path / "out"), "--seeds", "2", "--share-head", "--dry-run"]
+    argv = ["run", "--output-dir", str(tmp_path / "out"), "--seeds", "2", "--share-head", "--dry-run"]
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert "Runs       3, 1 at a time" in out and "run-2    seed 43" in out and "averaged/" in out
+    assert "1.00 plain steps per update, 180 plain steps in all" in out
     assert not (tmp_path / "out").exists()

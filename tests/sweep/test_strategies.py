@@ -71,6 +71,8 @@ def test_a_settings_file_is_divided_as_well(tmp_path):
     [
         ("--strategies finetune,robst", "unknown strategy 'robst'. Did you mean .robust.?"),
         ("--strategies finetune,finetune", "names .finetune. twice"),
+        # Such as `--strategies "$STRATEGIES"` with nothing in it, which asks for no run of the default strategy.
+        ("--strategies ,", "names none"),
         ("--strategies finetune,robust --strategy robust", "give one of the flags"),
         ("--strategies finetune,robust --epsiln 1", "none of finetune, robust has it. Did you mean .--epsilon.?"),
         ("--strategies finetune,robust --xmaml.steps 1", "not among .--strategies."),
@@ -86,6 +88,29 @@ def test_a_settings_file_is_divided_as_well(tmp_path):
 def test_bad_input_is_refused_before_the_first_run(line, message):
     with pytest.raises(ConfigError, match=message):
         planned(*line.split())
+
+
+def test_data_that_one_strategy_cannot_use_are_told_before_the_first_run(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    write_data(tmp_path / "data", languages=("en", "de", "sw"), train=16)
+    line = (
+        "run --strategies finetune,soft-layers --model encoder --dataset data/{split}.{lang}.jsonl --max-steps 2 "
+        "--auxiliary-dataset data/{split}.{lang}.jsonl --output-dir sweep --auxiliary-languages"
+    )
+    assert main([*line.split(), "de", "--dry-run"]) == 0
+    out = capfd.readouterr().out
+    assert "1.00 plain steps per update, 2 plain steps in all" in out and "gates 2 x 2.00 + train 2 x 1.00 = 6" in out
+    assert main([*line.split(), "de", "--dry-run", "--json"]) == 0
+    runs = json.loads(capfd.readouterr().out)["runs"]
+    assert [(run["name"], run["seed"], run["plain_steps"]) for run in runs] == [
+        ("finetune-1", 42, 2),
+        ("soft-layers-1", 42, 6),
+    ]
+    for more in ([], ["--dry-run"]):
+        assert main([*line.split(), "xx", *more]) == 2
+        out, err = capfd.readouterr()
+        assert err.startswith("error: strategy `soft-layers`: ") and "`xx`" in err and "starts" not in out
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_a_sweep_ends_in_a_comparison_and_resumes_to_it(tmp_path, monkeypatch, capfd):
