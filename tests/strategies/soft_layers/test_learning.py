@@ -327,6 +327,29 @@ def test_resuming_inside_an_episode_is_exact(name, tmp_path):
         assert same_weights(expected, tensors) and json.dumps(values) == json.dumps(others)
 
 
+@pytest.mark.parametrize("optim", ["adamw_torch", "adagrad"])
+def test_every_episode_of_episodic_starts_where_the_run_did(optim, tmp_path):
+    """Weights and optimizer state both go back: Adagrad's state is not empty at the start, Adam's is."""
+    trainer = soft(tmp_path, mode="episodic", inner_steps=2, optim=optim, max_steps=4)
+    start = [weight.detach().clone() for weight in trainer.model.parameters()]
+    seen = []
+    end = trainer.learning.after_update
+
+    def watched():
+        within = len(trainer.optimizer.state) > 0
+        end()
+        same = all(torch.equal(a, b) for a, b in zip(start, trainer.model.parameters(), strict=True))
+        state = [value for values in trainer.gated.optimizer.state.values() for value in values.values()]
+        initial = [value for values in trainer.gated.initial_state.values() for value in values.values()]
+        back = len(state) == len(initial) and all(torch.equal(a, b) for a, b in zip(state, initial, strict=True))
+        seen.append((within, same, back))
+
+    trainer.learning.after_update = watched
+    trainer.train()
+    assert seen == [(True, False, False), (True, True, True)] * 2
+    assert (optim == "adagrad") == bool(trainer.gated.initial_state)
+
+
 def test_the_examples_of_a_language_do_not_depend_on_the_others_schedule(tmp_path):
     trainer = soft(tmp_path)
     drawn = []
