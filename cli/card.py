@@ -16,15 +16,24 @@ def register(app: typer.Typer) -> None:
         check: bool = typer.Option(False, "--check", help="Check the card that is there, and write nothing."),
         output: str = typer.Option(None, help="File to write instead of README.md in the run's directory."),
         overwrite: bool = typer.Option(False, "--overwrite", help="Replace a card that was edited by hand."),
+        as_json: bool = typer.Option(False, "--json", help="Print one JSON document instead of text."),
     ) -> None:
         """Write README.md, the model card, from xlt_run.json."""
+        from hf_xlt.streams import print_document
+
         if check:
-            print(_check(Path(run)))
+            path, state = _check(Path(run))
+            text, facts = f"{path} is ready to push, {state}.", {"ready": True, "state": state}
         else:
-            print(_write(Path(run), Path(output) if output else None, overwrite))
+            path = _write(Path(run), Path(output) if output else None, overwrite)
+            text, facts = f"Card written to {path}", {"written": True}
+        if as_json:
+            print_document({"card": str(path), **facts})
+        else:
+            print(text)
 
 
-def _check(folder: Path) -> str:
+def _check(folder: Path) -> tuple[Path, str]:
     from hf_xlt.errors import ConfigError
     from hf_xlt.model_cards.card import CARD_NAME, check, is_generated, render
     from hf_xlt.model_cards.checks import contradictions
@@ -41,10 +50,10 @@ def _check(folder: Path) -> str:
     state = "as rendered" if is_generated(text) else "edited by hand"
     if is_generated(text) and text != render(record.with_plots(folder)):
         state = f"but older than its record; `hf-xlt card {folder}` renders it anew, and a push does so by itself"
-    return f"{path} is ready to push, {state}."
+    return path, state
 
 
-def _write(folder: Path, output: Path | None, overwrite: bool) -> str:
+def _write(folder: Path, output: Path | None, overwrite: bool) -> Path:
     from hf_xlt.errors import ConfigError
     from hf_xlt.files import write_text
     from hf_xlt.model_cards.card import CARD_NAME, is_generated, render
@@ -62,4 +71,4 @@ def _write(folder: Path, output: Path | None, overwrite: bool) -> str:
     if not path.parent.is_dir():
         raise ConfigError(f"folder `{path.parent}` is missing; give `--output` a file in an existing one.")
     write_text(path, text)
-    return f"Card written to {path}"
+    return path

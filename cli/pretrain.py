@@ -28,10 +28,16 @@ def register(app: typer.Typer) -> None:
         dry_run: bool = typer.Option(
             False, help="Print steps, mixture, effective epochs and memory, read one batch per language, and stop."
         ),
+        as_json: bool = typer.Option(
+            False, "--json", help="Print one JSON document, the record's phases, and all else on stderr."
+        ),
     ) -> None:
         """Pre-train in phases: first one language, then many (or any other plan)."""
+        from hf_xlt.errors import ConfigError
         from hf_xlt.pretrain import Pretraining, Request
         from hf_xlt.pretraining.plan_file import read_plan
+        from hf_xlt.record import RunRecord
+        from hf_xlt.streams import print_document, turned
 
         typed = sys.argv[2:] if sys.argv[1:2] == ["pretrain"] else ["--config", config]
         request = Request(
@@ -44,10 +50,16 @@ def register(app: typer.Typer) -> None:
             meta_fraction=meta_fraction,
             seed=seed,
             allow_phase_change=allow_phase_change,
-            command=[part for part in typed if part not in ("--traceback", "--dry-run")],
+            command=[part for part in typed if part not in ("--traceback", "--dry-run", "--json", "--quiet", "-q")],
         )
-        run = Pretraining(read_plan(config), request)
-        if dry_run:
-            run.describe()
-        else:
-            run.go()
+        if dry_run and as_json:
+            raise ConfigError("`--dry-run` of a pre-training is text; leave `--json` out.")
+        with turned(documents_only=as_json):
+            run = Pretraining(read_plan(config), request)
+            if dry_run:
+                run.describe()
+                return
+            folder = run.go()
+            if as_json:
+                record = RunRecord.read(folder)
+                print_document({"output_dir": str(folder), "status": record.status, "phases": record.phases})

@@ -313,6 +313,13 @@ def test_command_writes_and_checks_the_card(tmp_path, capsys):
     assert "ready to push, as rendered" in capsys.readouterr().out
     run_command("card", str(run), "--output", str(tmp_path / "other.md"))
     assert (tmp_path / "other.md").read_text(encoding="utf-8") == render(make_record())
+    capsys.readouterr()
+    run_command("card", str(run), "--check", "--json")
+    assert json.loads(capsys.readouterr().out) == {
+        "card": str(run / "README.md"),
+        "ready": True,
+        "state": "as rendered",
+    }
 
 
 def test_command_tells_a_card_that_is_older_than_its_record(tmp_path, capsys):

@@ -93,8 +93,13 @@ def test_phases_can_be_trained_one_by_one(world, tmp_path, capsys):
     assert "To go on: hf-xlt pretrain" in capsys.readouterr().out
     assert main(["pretrain", "--config", plan, "--phase", "cross", "--resume"]) == 0
     assert same_weights(weights(tmp_path / "whole"), weights(tmp_path / "out"))
-    assert main(["pretrain", "--config", plan, "--resume"]) == 0
-    assert "is finished; nothing to resume" in capsys.readouterr().out
+    capsys.readouterr()
+    assert main(["pretrain", "--config", plan, "--resume", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "is finished; nothing to resume" in printed.err
+    told = json.loads(printed.out)
+    assert told["status"] == "finished" and [phase["name"] for phase in told["phases"]] == ["meta", "cross"]
+    assert main(["pretrain", "--config", plan, "--dry-run", "--json"]) == 2
 
 
 def start(plan, *arguments):
