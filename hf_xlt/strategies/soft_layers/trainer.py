@@ -41,7 +41,8 @@ class SoftLayerSelectionTrainer(XLTTrainer):
     Attributes:
         setup: the layer groups and where their gates come from.
         learning: what learns them; None while they are known.
-        start: copies on the CPU of the trained weights before the first update; None before training.
+        start: copies on the CPU of the trained weights before the first update; None before training, and while gates
+            are learned for another model or with a copy of the weights at hand.
 
     Raises:
         ConfigError: there are no auxiliary data to learn from, no group has a gate, given gates are of other groups,
@@ -107,7 +108,7 @@ class SoftLayerSelectionTrainer(XLTTrainer):
         Raises:
             RunError: as there, or the checkpoint is of a run without gates.
         """
-        if self.start is None:
+        if self.start is None and self._tells_movement():
             trained = ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
             self.start = {name: weight.detach().to("cpu", copy=True) for name, weight in trained}
         try:
@@ -119,6 +120,11 @@ class SoftLayerSelectionTrainer(XLTTrainer):
                 "the checkpoint's optimizer has other parameter groups than one per layer group: it is of a run "
                 "without gates or with other groups. Start anew in another `--output-dir`."
             ) from error
+
+    def _tells_movement(self) -> bool:
+        # Learning holds one copy of the weights at the most, and its model is thrown away unless it is online.
+        config = self.args
+        return self.learning is None or (config.mode == "online" and config.inner_steps == 1)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None

@@ -72,6 +72,22 @@ def test_the_record_says_how_far_every_group_went(tmp_path):
         assert found[group]["displacement"] == pytest.approx(expected, rel=6e-3), group
 
 
+@pytest.mark.parametrize(
+    ("changes", "tells"),
+    [
+        ({}, False),
+        ({"inner_steps": 2}, False),
+        ({"mode": "online"}, True),
+        ({"mode": "online", "inner_steps": 2}, False),
+    ],
+    ids=str,
+)
+def test_learning_holds_no_second_copy_of_the_weights(changes, tells, tmp_path):
+    trainer = soft(tmp_path, max_steps=2, audit_episodes=0, **changes)
+    trainer.train()
+    assert (trainer.start is not None) == tells == ("movement" in trainer.phase_facts()["soft_layers"])
+
+
 def test_weights_that_were_all_zero_have_no_relative_displacement():
     before, after = {"a": torch.zeros(2), "b": torch.tensor([3.0, 4.0])}, {"a": torch.ones(2), "b": torch.zeros(2)}
     found = relative_displacements(before, {**after, "c": torch.ones(1)}, {"x": ["a"], "y": ["b"], "z": ["c"]})
