@@ -19,6 +19,7 @@ from tiny import CLASSES, make_model, make_tokenizer
 from hf_xlt.hub import push
 from hf_xlt.model_cards.card import check
 from hf_xlt.models import save_final
+from hf_xlt.record import RunRecord
 from hf_xlt.registry import STRATEGIES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -175,10 +176,10 @@ def test_what_the_strategy_learned_is_told(world):
     hub, folder, _ = world
     gates = json.loads((folder / "soft-layers" / "gates.json").read_text())
     card = card_of(hub, "user/soft-layers")
+    moved = RunRecord.read(folder / "soft-layers").phases[-1]["soft_layers"]["movement"]
     for group, gate in zip(gates["groups"], gates["gates"], strict=True):
-        assert (
-            f"| {group.replace('_', ' ')} | {gate:.3f} | {gates['evidence'][group]['signal_to_noise']:.1f} |" in card
-        )
+        ratio, share = gates["evidence"][group]["signal_to_noise"], 100 * moved[group]["displacement"]
+        assert f"| {group.replace('_', ' ')} | {gate:.3f} | {share:.3g} % | {ratio:.1f} |" in card
     assert "](gates.png)" in card and "gates.png" in hub.store.files("user/soft-layers")
     assert "Mean cosine" in card_of(hub, "user/xmaml")
     assert "12 labelled target examples" in card_of(hub, "user/metaxl")
