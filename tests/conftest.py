@@ -21,7 +21,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest  # noqa: E402
-from hub_fixtures import hub, hub_env  # noqa: E402, F401
+from hub_fixtures import api, hub, hub_env  # noqa: E402, F401
 
 
 @pytest.fixture(autouse=True)

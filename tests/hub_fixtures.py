@@ -4,6 +4,7 @@ import os
 
 import pytest
 from hub_server import LoopbackHub
+from huggingface_hub import HfApi
 
 
 @pytest.fixture
@@ -14,6 +15,12 @@ def hub():
     assert not server.store.unknown, (
         f"the client asked for routes that the server does not know: {server.store.unknown}"
     )
+
+
+@pytest.fixture
+def api(hub):
+    """A client of `hub` that may write."""
+    return HfApi(endpoint=hub.url, token="hf_good")
 
 
 @pytest.fixture

@@ -24,11 +24,6 @@ WEIGHTS = bytes(range(256)) * 16
 
 
 @pytest.fixture
-def api(hub):
-    return HfApi(endpoint=hub.url, token="hf_good")
-
-
-@pytest.fixture
 def repo(api):
     api.create_repo(REPO, private=True)
     return REPO

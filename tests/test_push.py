@@ -5,7 +5,7 @@ import numpy
 import pytest
 import typer
 from hub_store import Fault
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd
 from records import SENT, make_demo_record, make_record, make_run
 from safetensors.numpy import save_file
 from strategy_records import lora
@@ -23,11 +23,6 @@ TOKEN = "hf_" + "Zq9x" * 8
 @pytest.fixture
 def run(tmp_path):
     return make_run(tmp_path / "run")
-
-
-@pytest.fixture
-def api(hub):
-    return HfApi(endpoint=hub.url, token="hf_good")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import httpx2
 import pytest
 from hub_store import Fault
 from huggingface_hub import HfApi, get_session
+from huggingface_hub.errors import OfflineModeIsEnabled
 from records import make_record, make_run
 
 from hf_xlt.errors import ConfigError, RunError, describe
@@ -16,11 +17,6 @@ REPO = "user/topic-robust"
 @pytest.fixture
 def run(tmp_path):
     return make_run(tmp_path / "run")
-
-
-@pytest.fixture
-def api(hub):
-    return HfApi(endpoint=hub.url, token="hf_good")
 
 
 @pytest.fixture
@@ -195,23 +191,20 @@ def test_an_unreachable_hub_is_named(run, waits):
     assert waits == [] and isinstance(caught.value.__cause__, httpx2.ConnectError)
 
 
-def test_offline_mode_is_named(run, monkeypatch, api):
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (OfflineModeIsEnabled("offline mode is enabled"), "HF_HUB_OFFLINE is set"),
+        (RuntimeError("Network error: xet-write-token not found"), "HF_HUB_DISABLE_XET=1"),
+    ],
+    ids=["offline", "xet"],
+)
+def test_what_switches_help_with_is_told(run, monkeypatch, api, error, advice):
     def refuse():
-        raise OfflineModeIsEnabled("offline mode is enabled")
+        raise error
 
     monkeypatch.setattr(api, "whoami", refuse)
-    with pytest.raises(RunError, match="HF_HUB_OFFLINE is set"):
-        push(run, REPO, api=api)
-
-
-def test_xet_failures_name_the_switch(run, monkeypatch, api):
-    def refuse():
-        raise RuntimeError("Network error: xet-write-token not found")
-
-    monkeypatch.setattr(api, "whoami", refuse)
-    with pytest.raises(RunError, match="HF_HUB_DISABLE_XET=1"):
+    with pytest.raises(RunError, match=advice):
         push(run, REPO, api=api)
 
 
