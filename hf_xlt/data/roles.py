@@ -237,7 +237,22 @@ def _parse_target(spec: str, language_column: str | None, default_split: str) ->
 
 def _places(targets: Sequence[_Target]) -> str:
     """Name target data as the user did."""
-    return ", ".join(f"`{getattr(target.source, 'pattern', target.source.name)}`" for target in targets)
+    return ", ".join(f"`{_place(target.source)}`" for target in targets)
+
+
+def _place(source: Source) -> str:
+    return getattr(source, "pattern", source.name)
+
+
+def _first_with(language: str, split: str, candidates: Iterable[Source]) -> Source | None:
+    """Return the first source that has a language's split; None where none has it."""
+    for candidate in candidates:
+        try:
+            if language in candidate.languages(split):
+                return candidate
+        except ConfigError:
+            continue
+    return None
 
 
 def _without_sources(entries: list[DataSet], arguments: DataArguments) -> list[DataSet]:
@@ -328,14 +343,9 @@ class _Finder:
         """Find the source languages' test sets; one that is missing costs the transfer gap, not the run."""
         split = self.arguments.target_split
         for language in languages:
-            for candidate in (source, *(target.source for target in targets)):
-                try:
-                    present = language in candidate.languages(split)
-                except ConfigError:
-                    continue
-                if present:
-                    yield self._check(SOURCE_TEST, language, split, candidate, None)
-                    break
+            home = _first_with(language, split, (source, *(target.source for target in targets)))
+            if home is not None:
+                yield self._check(SOURCE_TEST, language, split, home, None)
             else:
                 notes.append(
                     f"Source language `{language}` has no `{split}` split: no transfer gap can be given for it."
@@ -345,14 +355,10 @@ class _Finder:
         """Find the auxiliary languages' test sets, where there are any: they are scored apart from the targets."""
         split = self.arguments.target_split
         for entry in auxiliary:
-            for candidate in (entry.source, *(target.source for target in targets)):
-                try:
-                    present = entry.language in candidate.languages(split)
-                except ConfigError:
-                    continue
-                if present and not (candidate is entry.source and split == entry.split):
-                    yield self._check(AUXILIARY_TEST, entry.language, split, candidate, None)
-                    break
+            home = _first_with(entry.language, split, (entry.source, *(target.source for target in targets)))
+            # What was trained on is no test, also where it is named a second time as target data.
+            if home is not None and (_place(home), split) != (_place(entry.source), entry.split):
+                yield self._check(AUXILIARY_TEST, entry.language, split, home, None)
 
     def _check(self, role: str, language: str, split: str, source: Source, limit: int | None) -> DataSet:
         shape = source.inspect(language, split)

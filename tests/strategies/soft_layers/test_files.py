@@ -251,6 +251,11 @@ def test_runs_by_command(tmp_path, monkeypatch, capsys):
         assert (tmp_path / "learned" / "gates.png").stat().st_size > 5000
     except ImportError:
         pass
+    capsys.readouterr()
+    for split, scored in (("train", True), ("test", False)):
+        assert main(f"{shared}{auxiliary} --auxiliary-split {split} --dry-run --output-dir none".split()) == 0
+        # What gates were learned on is no test of them.
+        assert ("auxiliary test" in capsys.readouterr().out) == scored
     assert main(f"{shared} --gates learned/gates.json --source-languages de --output-dir used".split()) == 0
     record = RunRecord.read("used")
     assert [phase["name"] for phase in record.phases] == ["train"]
