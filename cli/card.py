@@ -54,7 +54,7 @@ def _check(folder: Path) -> tuple[Path, str]:
 
 
 def _write(folder: Path, output: Path | None, overwrite: bool) -> Path:
-    from hf_xlt.errors import ConfigError
+    from hf_xlt.errors import ConfigError, is_disk_full
     from hf_xlt.files import write_text
     from hf_xlt.model_cards.card import CARD_NAME, is_generated, render
     from hf_xlt.record import RunRecord
@@ -70,5 +70,12 @@ def _write(folder: Path, output: Path | None, overwrite: bool) -> Path:
         )
     if not path.parent.is_dir():
         raise ConfigError(f"folder `{path.parent}` is missing; give `--output` a file in an existing one.")
-    write_text(path, text)
+    try:
+        write_text(path, text)
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise ConfigError(
+            f"`{path}` cannot be written ({error.strerror}); give `--output` a file elsewhere."
+        ) from error
     return path

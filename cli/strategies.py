@@ -55,7 +55,7 @@ def _cost(entry: dict[str, Any]) -> str:
 
 def _paper(entry: dict[str, Any]) -> str:
     paper = entry["paper"]
-    return "none; the baseline" if paper is None else f"{paper['title']} ({paper['venue']}), {paper['url']}"
+    return "none" if paper is None else f"{paper['title']} ({paper['venue']}), {paper['url']}"
 
 
 def _listed(name: str, entry: dict[str, Any]) -> str:

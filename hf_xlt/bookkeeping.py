@@ -28,6 +28,20 @@ HIDDEN = frozenset(
     "neighbour_filter share_head seeds strategies vary parallel_runs quiet json".split()
 )
 
+# What may differ when a run is resumed, since no weight and no score depends on it.
+FREE_ON_RESUME = frozenset(
+    "per_device_eval_batch_size eval_accumulation_steps eval_do_concat_batches eval_use_gather_object "
+    "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor "
+    "dataloader_multiprocessing_context dataloader_in_order save_total_limit save_on_each_node log_on_each_node "
+    "skip_memory_metrics torch_empty_cache_steps activation_checkpointing activation_checkpointing_kwargs "
+    "gradient_checkpointing gradient_checkpointing_kwargs ddp_timeout include_num_input_tokens_seen "
+    "logging_nan_inf_filter".split()
+)
+# The same where no checkpoint is selected and nothing stops early: when the run looks and saves.
+_FREE_WITHOUT_SELECTION = frozenset(
+    "eval_strategy eval_steps eval_delay eval_on_start save_strategy save_steps".split()
+)
+
 
 def start_record(
     arguments: Arguments, prepared: Prepared, selection: dict[str, Any], argv: Sequence[str]
@@ -192,7 +206,7 @@ def check_same_run(record: RunRecord, arguments: Arguments, plan: DataPlan, labe
             "Repeat its command and add `--resume`."
         )
     now = resolved(arguments)
-    for name in sorted(set(now) | set(record.arguments)):
+    for name in sorted((set(now) | set(record.arguments)) - free_on_resume(arguments)):
         if now.get(name) != record.arguments.get(name):
             raise ConfigError(
                 f"the run to resume was started with `{name}` {record.arguments.get(name)!r}, not {now.get(name)!r}. "
@@ -207,3 +221,21 @@ def check_same_run(record: RunRecord, arguments: Arguments, plan: DataPlan, labe
             raise ConfigError(
                 f"the {role} data have changed since the run was started; start anew in another `--output-dir`."
             )
+
+
+def free_on_resume(arguments: Arguments) -> frozenset[str]:
+    """Return the names of the settings that may differ when a run is resumed."""
+    selects = arguments.config.load_best_model_at_end or arguments.run.early_stopping_patience
+    return FREE_ON_RESUME if selects else FREE_ON_RESUME | _FREE_WITHOUT_SELECTION
+
+
+def take_over(record: RunRecord, arguments: Arguments) -> None:
+    """Let the record of a resumed run say with what it went on, where that may differ."""
+    for kept, now in (
+        (record.arguments, resolved(arguments)),
+        (record.settings, shareable_arguments(non_default(arguments), HIDDEN)),
+    ):
+        for name in free_on_resume(arguments):
+            kept.pop(name, None)
+            if name in now:
+                kept[name] = now[name]

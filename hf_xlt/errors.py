@@ -14,6 +14,8 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 
+from hf_xlt.streams import unbroken
+
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -68,6 +70,8 @@ def describe(error: BaseException) -> str:
         )
     if isinstance(error, PermissionError):
         return f"error: permission denied: `{error.filename}`. Choose a place you may write to, or change its rights."
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"error: `{error.filename}`: {error.strerror.lower()}. Check the place, or give another."
     return f"error: {type(error).__name__}: {one_line(error)} (`--traceback` shows where)"
 
 
@@ -97,14 +101,15 @@ def reports_errors(main: Callable[..., int]) -> Callable[..., int]:
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
         arguments = sys.argv[1:] if argv is None else list(argv)
-        try:
-            return main(argv)
-        except (Exception, KeyboardInterrupt) as error:
-            if "--traceback" in arguments:
-                traceback.print_exc()
-            if _is_first_process() or not isinstance(error, (ConfigError, Interrupted, KeyboardInterrupt)):
-                sys.stdout.flush()
-                print(describe(error), file=sys.stderr, flush=True)  # noqa: T201
-            return exit_code(error)
+        with unbroken():
+            try:
+                return main(argv)
+            except (Exception, KeyboardInterrupt) as error:
+                if "--traceback" in arguments:
+                    traceback.print_exc()
+                if _is_first_process() or not isinstance(error, (ConfigError, Interrupted, KeyboardInterrupt)):
+                    sys.stdout.flush()
+                    print(describe(error), file=sys.stderr, flush=True)  # noqa: T201
+                return exit_code(error)
 
     return wrapped

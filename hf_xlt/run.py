@@ -117,7 +117,7 @@ class Run:
     def _go(self, flag: Any) -> int:
         from transformers.utils import logging
 
-        from hf_xlt.bookkeeping import check_same_run, complete_hardware, start_record
+        from hf_xlt.bookkeeping import check_same_run, complete_hardware, start_record, take_over
         from hf_xlt.preparation import prepare
         from hf_xlt.training.phases import run_phases
 
@@ -129,6 +129,7 @@ class Run:
         context = prepared.context
         if self.before is not None:
             check_same_run(self.before, arguments, self.plan, prepared.inventory.names if prepared.inventory else ())
+            take_over(self.before, arguments)
         record = self.before or start_record(arguments, prepared, self.selection, self.argv)
         model = context.load_model(None)
         complete_hardware(record, arguments, threads, model)

@@ -1,4 +1,8 @@
-"""What goes to stdout: the text of a command, one JSON document alone (`--json`), or nothing (`--quiet`)."""
+"""What goes to stdout: the text of a command, one JSON document alone (`--json`), or nothing (`--quiet`).
+
+Output is for somebody who may have stopped reading (`| head -1`) or whose terminal knows few characters; neither may
+end the work of a command.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, TextIO, TypeVar
 
 _Entry = TypeVar("_Entry")
@@ -44,10 +48,72 @@ def turned(*, documents_only: bool = False, quiet: bool = False) -> Iterator[Non
 
 
 def print_document(document: Any) -> None:
-    """Print one JSON document to stdout."""
-    print(  # noqa: T201
-        json.dumps(document, ensure_ascii=False), file=_documents[0] if _documents else sys.stdout, flush=True
+    """Print one JSON document to stdout; characters that its encoding lacks are escaped, as JSON escapes them."""
+    place = _documents[0] if _documents else sys.stdout
+    text = json.dumps(document, ensure_ascii=False)
+    try:
+        text.encode(getattr(place, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        text = json.dumps(document)
+    print(text, file=place, flush=True)  # noqa: T201
+
+
+class Unbroken:
+    """A text stream that goes on when its reader has gone, and writes what its encoding lacks as escapes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        """Take the stream to write to."""
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or drop what nobody reads."""
+        try:
+            return self._stream.write(text)
+        except UnicodeEncodeError:
+            encoding = self._stream.encoding
+            return self.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        except BrokenPipeError:
+            self._abandon()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, or drop what nobody reads."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._abandon()
+
+    def _abandon(self) -> None:
+        # What is still in the buffer would raise again when the interpreter flushes it at exit.
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write several lines."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the stream's own."""
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def unbroken() -> Iterator[None]:
+    """Let neither a reader that has gone nor a poor encoding end what is done inside the block."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (
+        stream if stream is None or isinstance(stream, Unbroken) else Unbroken(stream) for stream in before
     )
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, Unbroken):
+                stream.flush()
+        sys.stdout, sys.stderr = before
 
 
 @contextlib.contextmanager

@@ -268,6 +268,27 @@ def test_resume_refuses_other_settings_and_other_data(go, world):
     assert code == 2 and "data have changed" in err
 
 
+def test_resume_takes_what_changes_no_result_and_the_record_says_so(go):
+    """Troubleshooting advises a smaller evaluation batch where memory ran out, which is when one resumes."""
+    _, folder, _, _ = go("--target-languages de")
+    record = RunRecord.read(folder)
+    record.status = "trained"
+    record.write(folder)
+    code, _, out, _ = go("--target-languages de --resume --per-device-eval-batch-size 3 --save-steps 2")
+    after = RunRecord.read(folder)
+    assert code == 0 and "German" in out and after.results == record.results
+    assert after.arguments["per_device_eval_batch_size"] == after.settings["per_device_eval_batch_size"] == 3
+
+
+def test_when_a_run_looks_is_fixed_once_it_selects_by_what_it_sees(go):
+    _, folder, _, _ = go(f"{SELECT} --target-languages de")
+    record = RunRecord.read(folder)
+    record.status = "trained"
+    record.write(folder)
+    code, _, _, err = go(f"{SELECT} --target-languages de --resume --eval-delay 1")
+    assert code == 2 and "started with `eval_delay`" in err
+
+
 def test_a_bad_test_label_costs_the_scoring_and_not_the_model(go, world):
     write_data(world / "latebad")
     good = (world / "latebad" / "test.de.jsonl").read_text()

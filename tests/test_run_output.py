@@ -1,6 +1,9 @@
 """What a run prints: text, one document, or nothing; never an escape code where there is no terminal."""
 
+import io
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ from tiny import save_encoder, write_data
 
 from hf_xlt.cli.main import main
 from hf_xlt.record import RunRecord
+from hf_xlt.streams import print_document, unbroken
 
 
 @pytest.fixture
@@ -79,3 +83,42 @@ def test_the_traceback_is_shown_when_it_is_asked_for(capsys):
         assert main(argv) == 2
         err = capsys.readouterr().err
         assert "Traceback" in err and err.strip().splitlines()[-1].startswith("error: unknown strategy")
+
+
+class _Gone(io.TextIOWrapper):
+    """A pipe whose reader has gone: `| head -1`."""
+
+    def __init__(self):
+        reader, self.end = os.pipe()
+        os.close(reader)
+        super().__init__(open(self.end, "wb", buffering=0), encoding="utf-8", write_through=True)
+
+
+def test_a_reader_that_goes_away_does_not_stop_the_training(line, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", _Gone())
+    monkeypatch.setattr(sys, "stderr", _Gone())
+    assert main([*line, "out"]) == 0
+    assert RunRecord.read("out").status == "finished"
+    assert main(["strategies"]) == 0
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_poor_encoding_loses_neither_document_nor_table(monkeypatch, encoding):
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding=encoding))
+    with unbroken():
+        print_document({"name": "deutsch é ü 中", "mark": "\N{BYTE ORDER MARK}"})
+        print("table 中 é")
+    text = buffer.getvalue().decode(encoding)
+    document, table = text.splitlines()
+    assert json.loads(document) == {"name": "deutsch é ü 中", "mark": "\N{BYTE ORDER MARK}"}
+    assert table.startswith("table \\u4e2d") and sys.stdout.encoding == encoding
+
+
+def test_a_place_that_is_none_is_named_in_one_line(line, capsys):
+    assert main([*line, "out"]) == 0
+    for place, code in (("/proc/card.md", 2), ("out/model.safetensors/card.md", 2)):
+        capsys.readouterr()
+        assert main(["card", "out", "--output", place]) == code
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and err.startswith("error: ") and "--output" in err and "Error" not in err

@@ -5,8 +5,10 @@ Strategies know no task; everything that depends on one is a field of `Task`.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
+_LOGGER = logging.getLogger(__name__)
 # Features of larger sets are kept in the cache of `datasets`; of smaller ones the cache costs more than it saves.
 CACHED_ROWS = 20_000
 
@@ -174,18 +177,23 @@ def encode_rows(
         ]
     )
     fingerprint = hashlib.sha256(state.encode()).hexdigest()[:32]
-    folder = Path(config.HF_DATASETS_CACHE) / "hf_xlt"
-    folder.mkdir(parents=True, exist_ok=True)
-    return table.map(
+    mapping = functools.partial(
+        table.map,
         lambda rows, numbers: function(rows, numbers[0]),
         with_indices=True,
         batched=True,
         remove_columns=table.column_names,
         new_fingerprint=fingerprint,
-        cache_file_name=str(folder / f"{fingerprint}.arrow"),
-        load_from_cache_file=is_caching_enabled(),
         desc=f"Tokenising {encoding.where}",
     )
+    file = Path(config.HF_DATASETS_CACHE) / "hf_xlt" / f"{fingerprint}.arrow"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return mapping(cache_file_name=str(file), load_from_cache_file=is_caching_enabled())
+    except OSError as error:
+        # A cache only saves time: a read-only or full one costs the time, never the run.
+        _LOGGER.warning("No features are kept in `%s` (%s); they are made in memory.", file.parent, error.strerror)
+        return mapping(keep_in_memory=True, load_from_cache_file=False)
 
 
 def checked_texts(values: Sequence[Any], column: str, start: int, where: str) -> list[str]:

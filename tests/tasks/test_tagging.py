@@ -146,6 +146,15 @@ def test_features_of_a_large_set_come_from_the_cache(tmp_path, monkeypatch):
     assert len(list(tmp_path.rglob("*.arrow"))) == 2
 
 
+def test_a_cache_that_cannot_be_written_costs_no_run(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("hf_xlt.tasks.base.CACHED_ROWS", 3)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "file" / "cache"))
+    rows = table(*[("w1 w2 w3 w4", "X X NOUN VERB")] * 3, ("w5", "X"))
+    found = TASK.encode(rows, encoding(max_length=4))
+    assert found["sentence"] == [0, 0, 1, 1, 2, 2, 3] and "made in memory" in caplog.text
+
+
 def write_tagged(folder, iob2=False):
     folder.mkdir()
     for seed, language in enumerate(("en", "de")):
