@@ -24,8 +24,8 @@ HIDDEN = frozenset(
     "push_to_hub hub_strategy hub_private_repo hub_always_push resume_from_checkpoint deepspeed project "
     "trackio_space_id report_to disable_tqdm log_level log_level_replica logging_dir local_rank floor threads use_cpu "
     "logging_steps logging_strategy logging_first_step accelerator_config fsdp_config model dataset target_dataset "
-    "auxiliary_dataset text_dataset gates generalized generalized_languages id_column neighbours "
-    "neighbour_filter share_head seeds strategies vary parallel_runs quiet json".split()
+    "auxiliary_dataset text_dataset generalized generalized_languages id_column share_head seeds strategies vary "
+    "parallel_runs quiet json".split()
 )
 
 # What may differ when a run is resumed, since no weight and no score depends on it.
@@ -72,7 +72,7 @@ def start_record(
             "metric": task.metric,
         },
         arguments=resolved(arguments),
-        settings={**shareable_arguments(non_default(arguments), HIDDEN), **_file_settings(arguments)},
+        settings={**shareable_arguments(non_default(arguments), _hidden(arguments)), **_file_settings(arguments)},
         model={"name": prepared.model.name, "revision": arguments.model.model_revision, **prepared.model.license()},
         data=describe_data(plan),
         languages=describe_languages(plan),
@@ -94,7 +94,12 @@ def resolved(arguments: Arguments) -> dict[str, Any]:
     averages = (arguments.average,) if arguments.average.average else ()
     groups = (arguments.run, arguments.model, arguments.data, *adapters, *averages, arguments.config)
     values = {entry.name: getattr(group, entry.name) for group in groups for entry in dataclasses.fields(group)}
-    return {**shareable_arguments(values, HIDDEN), **_file_settings(arguments)}
+    return {**shareable_arguments(values, _hidden(arguments)), **_file_settings(arguments)}
+
+
+def _hidden(arguments: Arguments) -> frozenset[str]:
+    """Return the names of the settings that the record does not hold as they were given."""
+    return HIDDEN | set(arguments.config.LOCAL_FILES)
 
 
 def defaults(arguments: Arguments) -> list[str]:
@@ -233,7 +238,7 @@ def take_over(record: RunRecord, arguments: Arguments) -> None:
     """Let the record of a resumed run say with what it went on, where that may differ."""
     for kept, now in (
         (record.arguments, resolved(arguments)),
-        (record.settings, shareable_arguments(non_default(arguments), HIDDEN)),
+        (record.settings, shareable_arguments(non_default(arguments), _hidden(arguments))),
     ):
         for name in free_on_resume(arguments):
             kept.pop(name, None)

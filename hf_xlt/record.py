@@ -16,6 +16,7 @@ from hf_xlt.comparator_results import Comparators
 from hf_xlt.errors import ConfigError
 from hf_xlt.files import write_json
 from hf_xlt.generalized_results import GeneralizedResults
+from hf_xlt.registry import left_beside
 from hf_xlt.results import FLOOR, ZERO_SHOT, Results
 
 RECORD_NAME = "xlt_run.json"
@@ -30,8 +31,8 @@ LAST_CHECKPOINT = "last checkpoint"
 SOURCE_VALIDATION = "source-language validation"
 TARGET_VALIDATION = "target-language validation (oracle)"
 
-# Pictures that may lie beside a model, in the order in which a card shows them.
-PLOTS = ("results.png", "generalized.png", "gates.png", "representations.png")
+# Pictures that may lie beside a model, in the order in which a card shows them; those of strategies come after.
+_PLOTS = ("results.png", "generalized.png")
 
 
 @dataclass
@@ -58,8 +59,7 @@ class RunRecord:
         selection: `protocol` (one of the three constants above), `metric`, `languages`; `oracle` is True when
             target-language labels chose anything.
         phases: `name`, `updates`, `seconds`, per phase done; of one that was averaged `averaging` (see
-            `hf_xlt.averaging.summary`); with `card`, what the strategy wants the card to say
-            (`hf_xlt.card_block`).
+            `hf_xlt.averaging.summary`), and what the strategy says of itself.
         versions: package to version.
         hardware: `device`, `processor`, `processes`, `threads`.
         wall_time_seconds: training and scoring, over all resumptions.
@@ -127,7 +127,7 @@ class RunRecord:
 
     def with_plots(self, folder: str | os.PathLike) -> RunRecord:
         """Return a copy that names the pictures which lie in a folder, and no other."""
-        return dataclasses.replace(self, plots=[name for name in PLOTS if (Path(folder) / name).is_file()])
+        return dataclasses.replace(self, plots=[name for name in plots() if (Path(folder) / name).is_file()])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form; `from_dict` is its inverse."""
@@ -176,6 +176,11 @@ class RunRecord:
             raise ConfigError(f"`{path}` cannot be read as a run record: {error}.") from error
         except ConfigError as error:
             raise ConfigError(f"`{path}`: {error}") from error
+
+
+def plots() -> tuple[str, ...]:
+    """Return the names of the pictures that may lie beside a model, in the order in which a card shows them."""
+    return (*_PLOTS, *left_beside("PLOTS"))
 
 
 def _fits(entry: dataclasses.Field, value: Any) -> bool:

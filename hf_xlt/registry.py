@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from hf_xlt.errors import ConfigError, close_match
@@ -123,6 +125,33 @@ class Strategy:
         for refusal in self.refusals:
             if refusal.applies(config):
                 raise ConfigError(f"strategy `{self.name}`: {refusal.reason}")
+
+
+def card_module(name: str) -> ModuleType | None:
+    """Return the module of a strategy that makes the words of its card, without torch; None where it has none."""
+    place = STRATEGIES.get(name)
+    if place is None or not _is_package(place) or find_spec(f"{place}.card") is None:
+        return None
+    return import_module(f"{place}.card")
+
+
+def _is_package(place: str) -> bool:
+    """Say whether a module is a package, without importing it: a strategy of one file imports torch."""
+    try:
+        spec = find_spec(place)
+    except ValueError:
+        return False
+    return spec is not None and spec.submodule_search_locations is not None
+
+
+def left_beside(kind: str) -> tuple[str, ...]:
+    """Return the names of what strategies leave beside a model.
+
+    Args:
+        kind: `PLOTS` or `FILES`.
+    """
+    modules = [card_module(name) for name in STRATEGIES]
+    return tuple(name for module in modules for name in getattr(module, kind, ()))
 
 
 def get_strategy(name: str) -> Strategy:

@@ -189,5 +189,5 @@ def blocks(record: RunRecord) -> list[dict[str, Any]]:
             else "",
             "plot": block["plot"] if block.get("plot") in record.plots else None,
         }
-        for block in card_blocks(record.phases)
+        for block in card_blocks(record.strategy["name"], record.phases)
     ]

@@ -18,11 +18,7 @@ from records import ACCURACY, make_record, make_results, named
 from hf_xlt.averaging.report import PAPER
 from hf_xlt.record import SOURCE_VALIDATION, RunRecord
 from hf_xlt.registry import get_strategy
-from hf_xlt.strategies.meta_pretraining.card import with_block
-from hf_xlt.strategies.metaxl.card import transformation_block
-from hf_xlt.strategies.soft_layers.card import gates_block
-from hf_xlt.strategies.soft_layers.evidence import CLOSE, NO_EVIDENCE, OPEN
-from hf_xlt.strategies.xmaml.card import meta_block
+from hf_xlt.strategies.soft_layers.card import CLOSE, NO_EVIDENCE, OPEN
 
 GOLDEN = Path(__file__).parent / "golden"
 REPO = "user/topic-model"
@@ -88,8 +84,8 @@ def meta_pretrain() -> RunRecord:
     """With unlabelled text in three languages, one of them not scored, and held-out losses."""
     losses = {"en": 2.125, "de": 2.5, "wo": 3.0625}
     phases = [
-        {"name": "meta", "updates": 500, "seconds": 60.0, **with_block({"held_out_loss": {"en": 2.25}})},
-        {"name": "cross", "updates": 1500, "seconds": 180.0, **with_block({"held_out_loss": losses})},
+        {"name": "meta", "updates": 500, "seconds": 60.0, "held_out_loss": {"en": 2.25}},
+        {"name": "cross", "updates": 1500, "seconds": 180.0, "held_out_loss": losses},
         {"name": "finetune", "updates": 1125, "seconds": 300.0},
     ]
     return _of("meta-pretrain", phases=phases, **_with("text", named("en", "de", "wo")))
@@ -141,7 +137,7 @@ def metaxl() -> RunRecord:
             "figure": "representations.png",
         },
     }
-    phases = [{"name": "train", "updates": 1125, "seconds": 900.0, "metaxl": facts, **transformation_block(facts)}]
+    phases = [{"name": "train", "updates": 1125, "seconds": 900.0, "metaxl": facts}]
     return _of(
         "metaxl",
         ("rtn_lr",),
@@ -173,10 +169,7 @@ def soft_layers() -> RunRecord:
             "head": {"learning_rate": 2e-05, "displacement": None},
         },
     }
-    phases = [
-        {"name": name, "updates": 1125, "seconds": 400.0, "soft_layers": facts, **gates_block(facts)}
-        for name in ("gates", "train")
-    ]
+    phases = [{"name": name, "updates": 1125, "seconds": 400.0, "soft_layers": facts} for name in ("gates", "train")]
     plots = ["results.png", "gates.png"]
     own = _with("auxiliary", named("hi"))
     own["data"]["auxiliary test"] = {**own["data"]["auxiliary"], "split": "test"}
@@ -190,7 +183,7 @@ def xmaml() -> RunRecord:
     facts["mean_cosine_with_plain_gradient"] = 0.9375
     phases = [
         {"name": "source", "updates": 1125, "seconds": 610.5},
-        {"name": "meta", "updates": 200, "seconds": 90.0, "xmaml": facts, **meta_block(facts)},
+        {"name": "meta", "updates": 200, "seconds": 90.0, "xmaml": facts},
     ]
     settings = {"inner_learning_rate": 1e-03, "meta_steps": 200, "order": "second"}
     return _of("xmaml", ("order",), phases=phases, settings=settings, **_with("auxiliary", named("hi", "fr")))

@@ -53,7 +53,8 @@ def written(value):
         return set()
     if isinstance(value, int):
         return {f"{value:,}", str(value)}
-    return {f"{100 * value:.1f}", f"{value:g}", str(value), f"{value:,.0f}"}
+    small = {f"{value:.1f}", f"{value:.3f}", f"{value:.4f}", f"{100 * value:.3g}"}
+    return {f"{100 * value:.1f}", f"{value:g}", str(value), f"{value:,.0f}"} | small
 
 
 @every_card

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from hf_xlt.errors import ConfigError
 from hf_xlt.files import TOKENIZER_FILES
-from hf_xlt.record import PLOTS, RECORD_NAME, RunRecord
+from hf_xlt.record import RECORD_NAME, RunRecord, plots
+from hf_xlt.registry import left_beside
 
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
 INDEX = "model.safetensors.index.json"
@@ -23,21 +24,18 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_FILES = ("adapter_config.json", ADAPTER_WEIGHTS)
 # Nothing else leaves the machine: no pickles, optimizer states, checkpoints or logs.
 MODEL_FILES = (*WEIGHTS, INDEX, "config.json", "generation_config.json")
-BESIDE = (
+_BESIDE = (
     *TOKENIZER_FILES,
     CARD_NAME,
     RECORD_NAME,
     "results.json",
     "results.md",
-    *PLOTS,
     "comparators.json",
     "comparators.md",
     "averaging.json",
     "generalized.json",
     "generalized.md",
-    "gates.json",
 )
-ALLOWED = (*MODEL_FILES, *BESIDE)
 # What decides which weights are loaded: left over from an earlier push it would win against those of this one.
 _DECIDING = (*WEIGHTS, INDEX, *ADAPTER_FILES)
 # Files that say where they came from; vocabularies are not searched, whose pieces may look like paths.
@@ -50,7 +48,6 @@ _SEARCHED = (
     "generalized.json",
     "comparators.json",
     "averaging.json",
-    "gates.json",
     "adapter_config.json",
 )
 _IMAGE = re.compile(r"!\[[^\]]*\]\((?!https?:)([^)\s]+)\)")
@@ -84,7 +81,7 @@ def collect(
         ConfigError: weights or configuration are missing or damaged, the card would be refused, or a file names a
             local path or holds a token.
     """
-    paths = _choose(folder, BESIDE if adapter else ALLOWED)
+    paths = _choose(folder, allowed(adapter))
     if adapter:
         paths |= _adapter_files(folder, record)
     else:
@@ -97,6 +94,11 @@ def collect(
     uploads = [Upload(CARD_NAME, len(card.encode()), card.encode())]
     uploads += [Upload(name, path.stat().st_size, path) for name, path in paths.items() if name != CARD_NAME]
     return sorted(uploads, key=lambda upload: upload.name), card, notes
+
+
+def allowed(adapter: bool = False) -> tuple[str, ...]:
+    """Return the patterns of what a push may take from a run: the model, unless its adapter goes, and what it was."""
+    return (*(() if adapter else MODEL_FILES), *_BESIDE, *plots(), *left_beside("FILES"))
 
 
 def _choose(folder: Path, patterns: Iterable[str]) -> dict[str, Path]:
@@ -225,7 +227,7 @@ def check_safetensors(path: Path) -> None:
 def _check_leaks(paths: Mapping[str, Path]) -> None:
     from hf_xlt.model_cards.checks import leaks
 
-    for name in _SEARCHED:
+    for name in (*_SEARCHED, *left_beside("FILES")):
         found = leaks(paths[name].read_text(encoding="utf-8")) if name in paths else []
         if found:
             raise ConfigError(f"`{paths[name]}` is not pushed as it is: it holds {found[0]}. Take it out first.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from transformers import TrainingArguments
 
@@ -20,6 +21,9 @@ class XLTConfig(TrainingArguments):
     Raises:
         ConfigError: a value is out of range or a combination is refused.
     """
+
+    # Settings that name a file of the user's, which records tell by name and hash, not by path.
+    LOCAL_FILES: ClassVar[tuple[str, ...]] = ()
 
     per_device_eval_batch_size: int = field(
         default=64, metadata={"help": "Batch size per device for evaluation; languages share batches."}

@@ -22,7 +22,6 @@ from hf_xlt.pretraining.meter import Meter
 from hf_xlt.pretraining.objectives import IGNORED, contrastive_losses, masked_lm_loss, sentence_vectors
 from hf_xlt.pretraining.plan import Phase
 from hf_xlt.pretraining.stream_states import StreamStates
-from hf_xlt.strategies.meta_pretraining.card import with_block
 from hf_xlt.strategies.meta_pretraining.carry import CarriedMoments
 from hf_xlt.strategies.meta_pretraining.embeddings_first import EmbeddingsFirst
 from hf_xlt.strategies.meta_pretraining.fit import check_model, check_whole, first_position, pooling_of
@@ -204,7 +203,7 @@ class MetaPretrainingTrainer(XLTTrainer):
         if self.eval_dataset:
             losses = held_out_losses(self, self.eval_dataset)
             facts["held_out_loss"] = {language: round(value, 4) for language, value in losses.items()}
-        return with_block(facts)
+        return facts
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with the phase, the update over all phases, parts of the loss, speed, unseen rows and skipped shards."""

@@ -6,15 +6,20 @@ from typing import Any
 
 from hf_xlt.card_block import card_block
 from hf_xlt.languages import english_name
-from hf_xlt.strategies.metaxl.diagnostics import FIGURE_NAME
+
+FIGURE_NAME = "representations.png"
+PLOTS = (FIGURE_NAME,)
 
 
-def transformation_block(facts: dict[str, Any]) -> dict[str, Any]:
-    """Return the block of the card.
+def block(phase: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the block of the card; None for a phase of another kind.
 
     Args:
-        facts: as the trainer puts them into the record.
+        phase: of the record, with what the trainer says of itself.
     """
+    facts = phase.get("metaxl")
+    if facts is None:
+        return None
     examples = sum(facts["target_examples"].values())
     text = f"{examples:,} labelled target examples took part in training."
     if "rtn_parameters" in facts:

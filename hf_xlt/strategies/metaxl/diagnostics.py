@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hf_xlt.files import write_json
 from hf_xlt.plotting import load_pyplot, save_figure
+from hf_xlt.strategies.metaxl.card import FIGURE_NAME
 from hf_xlt.strategies.metaxl.placement import Injection
 from hf_xlt.strategies.metaxl.rtn import RepresentationTransformation
 from hf_xlt.training.losses import labels_of
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from hf_xlt.strategies.metaxl.config import MetaXLConfig
     from hf_xlt.strategies.metaxl.trainer import MetaXLTrainer
 
-FIGURE_NAME = "representations.png"
 RTN_FOLDER = "rtn"
 _SAVED_SETTINGS = (
     "rtn_layers",

@@ -21,7 +21,6 @@ from transformers.utils import logging
 
 from hf_xlt.errors import ConfigError
 from hf_xlt.randomness import derive_seed, keyed_generator
-from hf_xlt.strategies.metaxl.card import transformation_block
 from hf_xlt.strategies.metaxl.diagnostics import measure_and_draw, save_rtn
 from hf_xlt.strategies.metaxl.evograd import EvoGrad, head_names
 from hf_xlt.strategies.metaxl.meta_step import EVOGRAD, EXACT, NONE, MetaGradient, MetaStep, MetaWindow
@@ -242,4 +241,4 @@ class MetaXLTrainer(SourceAndTargetTrainer):
         own["slot_weights"] = [round(value, 4) for value in self.rtn.mixture().tolist()]
         if self.args.diagnostics:
             own["diagnostics"] = measure_and_draw(self)
-        return {**facts, **transformation_block(own)}
+        return facts

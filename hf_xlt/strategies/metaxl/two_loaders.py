@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from hf_xlt.errors import ConfigError
-from hf_xlt.strategies.metaxl.card import transformation_block
 from hf_xlt.strategies.metaxl.passes import Passes
 from hf_xlt.strategies.metaxl.placement import plain_model
 from hf_xlt.strategies.metaxl.source_sampling import MIXED, SourceSampler
@@ -207,7 +206,7 @@ class SourceAndTargetTrainer(XLTTrainer):
         }
         if self.sampler is not None:
             facts["updates_by_source"] = dict(self.sampler.updates)
-        return {"metaxl": facts, **transformation_block(facts)}
+        return {"metaxl": facts}
 
 
 def plain_or_bare(trainer: XLTTrainer) -> nn.Module:

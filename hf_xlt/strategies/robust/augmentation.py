@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from hf_xlt.data.augmentation import COPIES, EQUAL_UPDATES, OFFLINE, ONLINE, Augmentation, Augmenter
 from hf_xlt.strategies.robust.augmentation_characters import CharacterAugmenter
@@ -20,6 +20,8 @@ from hf_xlt.strategies.robust.checks import choice_problems
 @dataclass
 class AugmentationSettings:
     """Settings of augmentation; evidence labels as in `RobustConfig`, and `code` for what the authors' code does."""
+
+    LOCAL_FILES: ClassVar[tuple[str, ...]] = ("neighbours", "neighbour_filter")
 
     augmenter: Literal["none", "synonyms", "characters"] = field(
         default="none",
@@ -47,7 +49,7 @@ class AugmentationSettings:
         default=None,
         metadata={
             "help": "JSON file of words and their neighbours for `synonyms`: {word: [neighbour, ...]} (code). None "
-            "comes with this package; docs/augmentation.md tells how to make one."
+            "comes with this package; docs/augmentation.md tells how to make one.",
         },
     )
     lookup: Literal["exact", "casefold"] = field(
@@ -61,7 +63,7 @@ class AugmentationSettings:
         default=None,
         metadata={
             "help": "Which neighbours to keep: a file of words, one to a line, or `package.module:function` that maps "
-            "a neighbour to True or False. Ours; the authors' table holds Spanish, French and German words."
+            "a neighbour to True or False. Ours; the authors' table holds Spanish, French and German words.",
         },
     )
     character_rate: float = field(

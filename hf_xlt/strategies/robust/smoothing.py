@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_xlt.card_block import card_block
 from hf_xlt.errors import ConfigError
 from hf_xlt.randomness import keyed_generator
 from hf_xlt.strategies.robust.dropout import side_pass
@@ -199,13 +198,7 @@ class SmoothingTrainer(PerturbingTrainer):
         if config.smoothing_radius > 0:
             names = ("smooth_predict", "smooth_samples", "noise", "norm_scope")
             how = {name.removeprefix("smooth_"): getattr(config, name) for name in names}
-            facts["smoothed_prediction"] = how = how | {"radius": self.smoothing_sigma()}
-            text = (
-                f"The scores above are of smoothed predictions: each answer comes from {how['samples']:,} passes with "
-                f"{how['noise']} noise of radius {how['radius']:.4g} on the word embeddings (`{how['predict']}`). The "
-                "model itself, as it is loaded below, answers from one pass without noise."
-            )
-            facts |= card_block("How the scores were obtained", text)
+            facts["smoothed_prediction"] = how | {"radius": self.smoothing_sigma()}
         return facts
 
     def smoothing_sigma(self) -> float:

@@ -6,8 +6,15 @@ from typing import Any
 
 from hf_xlt.card_block import card_block
 from hf_xlt.languages import english_name
-from hf_xlt.strategies.soft_layers.evidence import CLOSE, ENOUGH, NO_EVIDENCE, OPEN
-from hf_xlt.strategies.soft_layers.plots import PLOT_NAME
+
+# What the strategy leaves beside the model.
+GATES_NAME = "gates.json"
+PLOT_NAME = "gates.png"
+FILES, PLOTS = (GATES_NAME,), (PLOT_NAME,)
+
+OPEN, CLOSE, NO_EVIDENCE = "open", "close", "no evidence"
+# Means further from zero than so many standard errors count as evidence.
+ENOUGH = 2.0
 
 _HEADING = "How much each layer could move"
 _WORDS = {
@@ -17,12 +24,15 @@ _WORDS = {
 }
 
 
-def gates_block(facts: dict[str, Any]) -> dict[str, Any]:
-    """Return the block of the card.
+def block(phase: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the block of the card; None for a phase without gates.
 
     Args:
-        facts: as `report.describe` puts them into the record.
+        phase: of the record; `report.describe` has made its `soft_layers`.
     """
+    facts = phase.get("soft_layers")
+    if facts is None:
+        return None
     text = (
         "A gate multiplies every update of a group of layers: with 1 the group moves as in plain fine-tuning, with 0 "
         "it keeps its pre-trained weights."

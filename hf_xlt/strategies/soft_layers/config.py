@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from hf_xlt.errors import ConfigError
 from hf_xlt.strategies.soft_layers.checks import parse_map, parse_values, problems_of
@@ -20,6 +20,8 @@ class SoftLayerSelectionConfig(XLTConfig):
     Raises:
         ConfigError: values are out of range or contradict each other; the message lists all of them.
     """
+
+    LOCAL_FILES: ClassVar[tuple[str, ...]] = ("gates",)
 
     mode: Literal["trajectory", "episodic", "online"] = field(
         default="trajectory",
@@ -136,7 +138,7 @@ class SoftLayerSelectionConfig(XLTConfig):
         default=None,
         metadata={
             "help": "A gates.json, or the directory of the run that learned it: fine-tune with these gates and learn "
-            "none."
+            "none.",
         },
     )
     interpolate_gates: bool = field(

@@ -12,9 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NO_EVIDENCE, OPEN, CLOSE = "no evidence", "open", "close"
-# Means further from zero than so many standard errors count as evidence.
-ENOUGH = 2.0
+from hf_xlt.strategies.soft_layers.card import CLOSE, ENOUGH, NO_EVIDENCE, OPEN
 
 
 class Evidence:

@@ -13,10 +13,10 @@ import torch
 from hf_xlt.errors import ConfigError
 from hf_xlt.files import write_json
 from hf_xlt.randomness import permutation
+from hf_xlt.strategies.soft_layers.card import GATES_NAME
 from hf_xlt.strategies.soft_layers.gates import GATE_TYPES, Gates, make_gates
 from hf_xlt.strategies.soft_layers.groups import layer_number
 
-GATES_NAME = "gates.json"
 FORMAT_VERSION = 1
 # Rows of the history that a file keeps, evenly spaced.
 MOST_ROWS = 200

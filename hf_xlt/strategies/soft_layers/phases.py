@@ -9,9 +9,10 @@ from typing import Any
 from transformers import SchedulerType
 from transformers.trainer_utils import IntervalStrategy
 
+from hf_xlt.strategies.soft_layers.card import GATES_NAME
 from hf_xlt.strategies.soft_layers.config import SoftLayerSelectionConfig
 from hf_xlt.strategies.soft_layers.cost import learning_cost
-from hf_xlt.strategies.soft_layers.gates_file import GATES_NAME, GatesFile
+from hf_xlt.strategies.soft_layers.gates_file import GatesFile
 from hf_xlt.strategies.soft_layers.trainer import SoftLayerSelectionTrainer
 from hf_xlt.training.interruption import InterruptionCallback
 from hf_xlt.training.phases import TRAIN, RunContext, RunPhase, single_phase

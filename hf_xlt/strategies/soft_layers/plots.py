@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from hf_xlt.plotting import load_pyplot, save_figure
-from hf_xlt.strategies.soft_layers.evidence import CLOSE, OPEN
+from hf_xlt.strategies.soft_layers.card import CLOSE, OPEN, PLOT_NAME
 from hf_xlt.strategies.soft_layers.gates_file import GatesFile
 
-PLOT_NAME = "gates.png"
 _COLOURS = {OPEN: "tab:green", CLOSE: "tab:red"}
 _UNDECIDED = "tab:gray"
 

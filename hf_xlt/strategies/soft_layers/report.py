@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_xlt.strategies.soft_layers.gates_file import GATES_NAME, GatesFile, thin
+from hf_xlt.strategies.soft_layers.card import GATES_NAME
+from hf_xlt.strategies.soft_layers.gates_file import GatesFile, thin
 from hf_xlt.strategies.soft_layers.movement import movement
 from hf_xlt.strategies.soft_layers.plots import plot_gates
 from hf_xlt.strategies.soft_layers.source import ComputedGates

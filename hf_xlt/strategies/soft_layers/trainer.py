@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_xlt.errors import ConfigError, RunError
-from hf_xlt.strategies.soft_layers.card import gates_block
 from hf_xlt.strategies.soft_layers.config import SoftLayerSelectionConfig
 from hf_xlt.strategies.soft_layers.episodes import Episode, load_passes, passes_file, save_passes
 from hf_xlt.strategies.soft_layers.gates_file import GatesFile
@@ -188,8 +187,7 @@ class SoftLayerSelectionTrainer(XLTTrainer):
 
     def phase_facts(self) -> dict[str, Any]:
         """Return what the record is to say: the gates, the evidence for each, the audit."""
-        facts = describe(self)
-        return {"soft_layers": facts, **gates_block(facts)}
+        return {"soft_layers": describe(self)}
 
     def strategy_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the gates, their optimizer, the evidence, and the episode under way."""

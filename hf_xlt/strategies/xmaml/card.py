@@ -6,22 +6,25 @@ from typing import Any
 
 from hf_xlt.card_block import card_block
 from hf_xlt.languages import english_name
-from hf_xlt.strategies.xmaml.episodes import PLAIN, REPTILE
 
+SECOND, FIRST, REPTILE, PLAIN = "second", "first", "reptile", "plain"
 _ORDERS = {
-    "second": "the exact second-order gradient",
-    "first": "first-order gradients",
+    SECOND: "the exact second-order gradient",
+    FIRST: "first-order gradients",
     REPTILE: "Reptile",
     PLAIN: "plain gradients, without any inner step (the baseline)",
 }
 
 
-def meta_block(facts: dict[str, Any]) -> dict[str, Any]:
-    """Return the block of the card.
+def block(phase: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the block of the card; None for the phases before and after meta-learning.
 
     Args:
-        facts: as the trainer puts them into the record.
+        phase: of the record, with what the trainer says of itself.
     """
+    facts = phase.get("xmaml")
+    if facts is None:
+        return None
     languages = ", ".join(map(english_name, facts["auxiliary_languages"]))
     text = (
         f"Each meta-update took {facts['task_size']:,} labelled examples of every auxiliary language ({languages}), "

@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from hf_xlt.strategies.xmaml.card import PLAIN, REPTILE, SECOND
+
 Loss = Callable[[Sequence[Tensor]], Tensor]
 Mean = Callable[[list[Tensor]], list[Tensor]]
-
-SECOND, FIRST, REPTILE, PLAIN = "second", "first", "reptile", "plain"
-ORDERS = (SECOND, FIRST, REPTILE, PLAIN)
 
 
 def adapt(

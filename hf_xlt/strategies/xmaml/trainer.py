@@ -23,9 +23,9 @@ from hf_xlt.strategies.soft_layers.groups import HEAD as HEAD_GROUP
 from hf_xlt.strategies.soft_layers.groups import find_groups
 from hf_xlt.strategies.soft_layers.query import AUXILIARY, own_rows
 from hf_xlt.strategies.soft_layers.replay import check_attention, generators_kept
-from hf_xlt.strategies.xmaml.card import meta_block
+from hf_xlt.strategies.xmaml.card import PLAIN, REPTILE
 from hf_xlt.strategies.xmaml.config import ALL, HEAD, XMAMLConfig
-from hf_xlt.strategies.xmaml.episodes import PLAIN, REPTILE, cosine, meta_gradient
+from hf_xlt.strategies.xmaml.episodes import cosine, meta_gradient
 from hf_xlt.training.losses import count_units, labels_of
 from hf_xlt.training.trainer import XLTTrainer
 
@@ -164,7 +164,7 @@ class XMAMLTrainer(XLTTrainer):
             "task_size": self.task_size,
             "mean_cosine_with_plain_gradient": round(sum(values) / len(values), 6) if values else None,
         }
-        return {"xmaml": facts, **meta_block(facts)}
+        return {"xmaml": facts}
 
     def strategy_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the cosines so far; what is drawn is a function of the number of updates."""

@@ -12,6 +12,7 @@ from transformers import BertForQuestionAnswering, BertForTokenClassification
 
 from hf_xlt.errors import ConfigError
 from hf_xlt.strategies.robust import RobustConfig
+from hf_xlt.strategies.robust.card import block
 from hf_xlt.strategies.robust.certificate import ABSTAIN, certified_radius, certify, probability_lower_bound
 from hf_xlt.strategies.robust.smoothing import combine, smooth
 
@@ -191,7 +192,8 @@ def test_the_record_says_how_scores_were_obtained(kit):
     how = {"predict": "vote", "samples": 5, "noise": "gaussian", "norm_scope": "token", "radius": 0.1}
     assert facts["smoothed_prediction"] == how
     # The model as it is loaded does not smooth: the card must say that its scores are not of that model.
-    assert "from 5 passes" in facts["card"]["text"] and "without noise" in facts["card"]["text"]
+    text = block(facts)["text"]
+    assert "from 5 passes" in text and "without noise" in text and block({}) is None
 
 
 def test_what_smoothing_cannot_use_is_refused(kit):
