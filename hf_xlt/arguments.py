@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from hf_xlt.data.division import parse_division
+from hf_xlt.data.patterns import parse_language_map
 from hf_xlt.errors import ConfigError
 from hf_xlt.languages import check_code
 from hf_xlt.registry import Strategy
@@ -120,6 +122,18 @@ class DataArguments:
     validation_split: str = field(default="validation", metadata={"help": "Split to select checkpoints on."})
     target_split: str = field(default="test", metadata={"help": "Split of every language that is scored at the end."})
     few_shot_split: str = field(default="train", metadata={"help": "Split of the target data to take shots from."})
+    divide_split: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Divide data that have one split, or none, by chance: train=0.8,validation=0.1,test=0.1. Rows of "
+            "one id stay together; classes have their shares in every part."
+        },
+    )
+    divide_seed: int = field(default=0, metadata={"help": "Seed of --divide-split."})
+    allow_shared_rows: bool = field(
+        default=False,
+        metadata={"help": "Let the same rows have two roles, such as training and test. The card says so."},
+    )
     text_column: str | None = field(default=None, metadata={"help": "Column of the text. Default: found by name."})
     text_pair_column: str | None = field(default=None, metadata={"help": "Column of the second text of a pair."})
     label_column: str | None = field(default=None, metadata={"help": "Column of the label, an index or a name."})
@@ -132,6 +146,10 @@ class DataArguments:
     )
     language_column: str | None = field(
         default=None, metadata={"help": "Column that names the language, where the pattern has no {lang}."}
+    )
+    language_map: list[str] | None = field(
+        default=None,
+        metadata={"help": "Codes of languages that the data call by name: indonesian=id,toba_batak=bbc."},
     )
     labels: list[str] | None = field(
         default=None, metadata={"help": "Class names in index order. Default: those of the source training data."}
@@ -202,9 +220,13 @@ class DataArguments:
         self.auxiliary_languages = split_codes(self.auxiliary_languages) or [ALL_LANGUAGES]
         self.text_languages = split_codes(self.text_languages) or [ALL_LANGUAGES]
         self.labels = split_names(self.labels)
+        self.divide_split = split_names(self.divide_split)
+        self.language_map = split_names(self.language_map)
         self.generalized_languages = split_codes(self.generalized_languages) or None
         if self.generalized_languages and not self.generalized:
             raise ConfigError("`--generalized-languages` says what `--generalized` scores; add `--generalized`.")
+        parse_division(self.divide_split, self.divide_seed)
+        parse_language_map(self.language_map)
         if self.shots < 0:
             raise ConfigError(f"`--shots` is {self.shots}; give 0 (zero-shot) or more.")
         if self.max_length is not None and self.max_length < 4:

@@ -9,8 +9,9 @@ from typing import Any
 
 from hf_xlt.arguments import Arguments, non_default
 from hf_xlt.averaging.shared_head import SharedHead
+from hf_xlt.data.overlap import seen_by_role
 from hf_xlt.data.provenance import provenance
-from hf_xlt.data.roles import DataPlan
+from hf_xlt.data.roles import DataPlan, DataSet
 from hf_xlt.environment import hardware, shareable_arguments, shareable_command, versions
 from hf_xlt.errors import ConfigError
 from hf_xlt.languages import english_name, iso_code
@@ -41,6 +42,9 @@ FREE_ON_RESUME = frozenset(
 _FREE_WITHOUT_SELECTION = frozenset(
     "eval_strategy eval_steps eval_delay eval_on_start save_strategy save_steps".split()
 )
+
+# Settings that older runs have not; at these values they change nothing.
+_LATER = {"divide_seed": 0, "allow_shared_rows": False}
 
 
 def start_record(
@@ -78,13 +82,22 @@ def start_record(
         languages=describe_languages(plan),
         labels=list(prepared.inventory.names) if prepared.inventory else [],
         few_shot=_few_shot(arguments),
-        seeds={"seed": arguments.config.seed, **({"shot_seed": data.shot_seed} if data.shots else {})},
+        seeds=_seeds(arguments),
         selection=selection,
         versions=versions(),
         command=shareable_command(argv),
         demo=arguments.embedded,
         created=datetime.datetime.now(datetime.UTC).date().isoformat(),
     )
+
+
+def _seeds(arguments: Arguments) -> dict[str, int]:
+    data = arguments.data
+    return {
+        "seed": arguments.config.seed,
+        **({"shot_seed": data.shot_seed} if data.shots else {}),
+        **({"divide_seed": data.divide_seed} if data.divide_split else {}),
+    }
 
 
 def resolved(arguments: Arguments) -> dict[str, Any]:
@@ -94,6 +107,7 @@ def resolved(arguments: Arguments) -> dict[str, Any]:
     averages = (arguments.average,) if arguments.average.average else ()
     groups = (arguments.run, arguments.model, arguments.data, *adapters, *averages, arguments.config)
     values = {entry.name: getattr(group, entry.name) for group in groups for entry in dataclasses.fields(group)}
+    values = {name: value for name, value in values.items() if _LATER.get(name, ...) != value}
     return {**shareable_arguments(values, _hidden(arguments)), **_file_settings(arguments)}
 
 
@@ -146,6 +160,7 @@ def describe_data(plan: DataPlan) -> dict[str, Any]:
                 "split": entries[0].split,
                 **({"columns": dict(entries[0].columns)} if entries[0].columns else {}),
                 **provenance([entry.source for entry in entries]),
+                **_rows_of(plan, role, entries),
                 "examples": {entry.language: entry.size for entry in entries},
                 "fingerprints": {
                     entry.language: entry.source.fingerprint(entry.language, entry.split)
@@ -156,13 +171,28 @@ def describe_data(plan: DataPlan) -> dict[str, Any]:
     return described
 
 
+def _rows_of(plan: DataPlan, role: str, entries: Sequence[DataSet]) -> dict[str, Any]:
+    """Say which rows of a role are parts of divided sets, and which have another role as well."""
+    parts = {entry.language: entry.source.divided[entry.language][1] for entry in entries if entry.is_part}
+    found: dict[str, Any] = {}
+    if parts and plan.division is not None:
+        found["divided"] = {"shares": dict(plan.division.shares), "seed": plan.division.seed, "wholes": parts}
+    shared: dict[str, list[str]] = {}
+    for entry in plan.shared:
+        if entry.roles[1] == role:
+            shared.setdefault(entry.language, []).append(entry.roles[0])
+    return {**found, **({"shared_with": shared} if shared else {})}
+
+
 def add_test_fingerprints(record: RunRecord, plan: DataPlan) -> None:
-    """Add the hashes of the test sets, once they have been read for scoring."""
+    """Add what is known of the test sets once they have been read for scoring: hashes, and texts learned from."""
     for role, entries in plan.sets.items():
         if entries and _is_test(role):
             record.data[role]["fingerprints"] = {
                 entry.language: entry.source.fingerprint(entry.language, entry.split) for entry in entries
             }
+    for role, counts in seen_by_role(plan.seen).items():
+        record.data[role]["seen"] = counts
 
 
 def _is_test(role: str) -> bool:

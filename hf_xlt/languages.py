@@ -23,7 +23,8 @@ _NAMES = {
     "shp": "Shipibo-Conibo",
     "tar": "Rarámuri",
 }
-_CODE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*")
+# Singletons (`be-x-old`) lead a subtag; Wikipedia's `zh-classical` is a letter longer than BCP 47 has it.
+_CODE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,9}|[-_][A-Za-z]([-_][A-Za-z0-9]{1,8})+)*")
 
 
 @functools.cache

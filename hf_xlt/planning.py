@@ -46,6 +46,7 @@ def describe_plan(arguments: Arguments, plan: DataPlan, selection: dict[str, Any
         for entry in entries:
             lines.append(
                 f"Data       {role:<18} {entry.language:<8} {entry.split:<12} {entry.size:>9,}  {entry.source.name}"
+                f"{' (part)' * entry.is_part}"
             )
     _, inventory = plan.read_training()
     if inventory is not None:
@@ -92,6 +93,7 @@ def plan_values(arguments: Arguments, plan: DataPlan, selection: dict[str, Any])
                 "split": entry.split,
                 "examples": entry.size,
                 "source": entry.source.name,
+                **({"divided": True} if entry.is_part else {}),
             }
             for role, entries in plan.sets.items()
             for entry in entries

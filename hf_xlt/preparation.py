@@ -13,6 +13,7 @@ from hf_xlt.averaging.shared_head import FrozenHeadCheck, SharedHead
 from hf_xlt.data.augmentation import EQUAL_UPDATES, join_features
 from hf_xlt.data.generalized import choose_pair_sets
 from hf_xlt.data.labels import LabelInventory
+from hf_xlt.data.overlap import find_seen
 from hf_xlt.data.roles import (
     AUXILIARY,
     SHOTS,
@@ -73,7 +74,25 @@ def plan_run(arguments: Arguments) -> tuple[DataPlan, dict[str, Any]]:
     note_augmentation(arguments, plan)
     if arguments.data.generalized:
         choose_pair_sets(plan, arguments.data)
+    if arguments.run.dry_run:
+        # Nothing is trained, so that reading the tests chooses nothing.
+        note_seen(plan, plan.read_training()[1])
     return plan, selection
+
+
+def note_seen(plan: DataPlan, inventory: LabelInventory | None) -> list[str]:
+    """Count test rows whose text is learned from; the plan keeps the counts.
+
+    Returns:
+        What was added to the plan's notes.
+
+    Raises:
+        ConfigError: a set cannot be read.
+    """
+    plan.seen = find_seen(plan, inventory)
+    told = [entry.describe() for entry in plan.seen]
+    plan.notes += told
+    return told
 
 
 def needs_validation(config: Any) -> bool:

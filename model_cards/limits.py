@@ -32,6 +32,7 @@ def limits(record: RunRecord) -> list[str]:
         found.append("The model was not scored: nothing is known about its quality in any language.")
     else:
         found += _unscored_languages(record)
+        found += _rows(record)
         if not record.parents:
             found.append("One training run: how much the scores vary with the seed was not measured.")
         found.append("Scores hold for the test sets named here; other text, dialects and scripts were not tested.")
@@ -47,6 +48,44 @@ def _unscored_languages(record: RunRecord) -> list[str]:
         if names:
             sentences.append(f"Not evaluated in {listed(names)}{words[len(names) > 1]}.")
     return sentences
+
+
+def _rows(record: RunRecord) -> list[str]:
+    """Say which test rows were learned from or selected on, and which sets were divided by chance."""
+    found, divided = [], {}
+    for role, entry in record.data.items():
+        for language, others in (entry.get("shared_with") or {}).items():
+            found.append(
+                f"The {role} rows of {_named(record, language)} are {listed(others)} rows as well, by the user's leave: "
+                "scores on such rows say little."
+            )
+        if entry.get("divided"):
+            facts = entry["divided"]
+            shares = ", ".join(f"{name} {share:g}" for name, share in facts["shares"].items())
+            for source in entry.get("sources") or ():
+                divided[source] = (
+                    f"`{source}` came without splits and was divided by chance: {shares} (seed {facts['seed']})."
+                )
+    found += divided.values()
+    return found + _seen(record)
+
+
+def _seen(record: RunRecord) -> list[str]:
+    """Say how many test rows have a text that was learned from."""
+    parts = []
+    for entry in record.data.values():
+        for language, counts in (entry.get("seen") or {}).items():
+            rows = (entry.get("examples") or {}).get(language, 0)
+            told = listed([f"{count:,} in the {role} data" for role, count in counts.items()])
+            parts.append(f"{_named(record, language)} {told} (of {rows:,} rows)")
+    if not parts:
+        return []
+    return [f"Some test rows have a text that is, to the letter, one that was learned from: {'; '.join(parts)}."]
+
+
+def _named(record: RunRecord, code: str) -> str:
+    names = {language["code"]: language["name"] for role in record.languages.values() for language in role}
+    return f"{names.get(code, code)} ({code})"
 
 
 def _licenses(record: RunRecord) -> list[str]:

@@ -9,11 +9,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from hf_xlt.data.division import DividedSource, Division, parse_division
 from hf_xlt.data.labels import LabelInventory
+from hf_xlt.data.overlap import Claims, Seen, Shared
+from hf_xlt.data.patterns import missing_language, parse_language_map
 from hf_xlt.data.shots import shot_order
 from hf_xlt.data.sources import Source, make_source
 from hf_xlt.errors import ConfigError, close_match
-from hf_xlt.languages import check_code
+from hf_xlt.languages import check_code, is_code
 from hf_xlt.tasks import COLUMN_ROLES, Task
 
 if TYPE_CHECKING:
@@ -31,6 +34,8 @@ AUXILIARY = "auxiliary"
 AUXILIARY_TEST = "auxiliary test"
 TEXT = "text"
 ALL_LANGUAGES = "all"
+# Text without labels may be that of labelled rows, as long as these are not scored or selected on.
+_HARMLESS = frozenset(frozenset((TEXT, role)) for role in (TRAINING, SHOTS, AUXILIARY))
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,11 @@ class DataSet:
         return self.rows if self.limit is None else min(self.rows, self.limit)
 
     @property
+    def is_part(self) -> bool:
+        """Whether it is a part of a divided set."""
+        return self.source.rows(self.language, self.split).part is not None
+
+    @property
     def where(self) -> str:
         """What the data are, for messages."""
         return f"{self.source.name} ({self.language}, {self.split})"
@@ -83,6 +93,9 @@ class DataPlan:
         given_labels: class names the user gave, or None.
         window_overlap: tokens that neighbouring windows of a long input share.
         notes: what the user should know, in sentences.
+        division: how sets were divided into splits, or None.
+        shared: rows that have two roles, by the user's leave.
+        seen: test rows whose text was learned from; filled when tests are read.
     """
 
     task: Task
@@ -93,6 +106,9 @@ class DataPlan:
     given_labels: Sequence[str] | None
     window_overlap: int = 0
     notes: list[str] = field(default_factory=list)
+    division: Division | None = None
+    shared: list[Shared] = field(default_factory=list)
+    seen: list[Seen] = field(default_factory=list)
 
     @property
     def auxiliary_languages(self) -> tuple[str, ...]:
@@ -141,6 +157,7 @@ def resolve_data(
     target_validation: bool = False,
     scores: bool = True,
     trains: bool = True,
+    divided_before: Division | None = None,
 ) -> DataPlan:
     """Find every data set that a run needs and check that it is there, has its columns and is not empty.
 
@@ -151,23 +168,24 @@ def resolve_data(
         target_validation: whether one of the target languages is used even where it selects no checkpoint.
         scores: whether test sets are scored.
         trains: whether training sets are read.
+        divided_before: how the run that made a model divided its data, where the arguments ask for no division.
 
     Raises:
-        ConfigError: a file, column, language or split is missing, or a set is empty.
+        ConfigError: a file, column, language or split is missing, a set is empty, or rows would have two roles.
     """
-    source = make_source(arguments.dataset, arguments.language_column, arguments.source_split)
     languages = tuple(arguments.source_languages)
-    finder = _Finder(arguments, task)
+    finder = _Finder(arguments, task, parse_division(arguments.divide_split, arguments.divide_seed) or divided_before)
+    source = finder.make(arguments.dataset, arguments.source_split)
     sets: dict[str, list[DataSet]] = {}
-    notes: list[str] = []
+    notes: list[str] = finder.notes
     if trains:
         sets[TRAINING] = finder.find(TRAINING, dict.fromkeys(languages, source), arguments.source_split)
-    targets = _target_sources(arguments, source)
+    targets = _target_sources(finder, source)
     if trains:
         beside = finder.find_beside(AUXILIARY, arguments.auxiliary_dataset, arguments.auxiliary_languages)
         sets[AUXILIARY] = _without_sources(beside, arguments)
     auxiliary = [entry.language for entry in sets.get(AUXILIARY, [])]
-    target_languages, homes = _target_languages(arguments, targets, auxiliary)
+    target_languages, homes = _target_languages(arguments, targets, auxiliary, notes)
     if trains:
         sets[TEXT] = finder.find_beside(TEXT, arguments.text_dataset, arguments.text_languages)
     if needs_validation:
@@ -185,9 +203,12 @@ def resolve_data(
         sets[SOURCE_TEST] = list(finder.find_source_test(source, languages, targets, notes))
         sets[TARGET_TEST] = finder.find(TARGET_TEST, homes, arguments.target_split)
         sets[AUXILIARY_TEST] = list(finder.find_auxiliary_test(sets.get(AUXILIARY, []), targets))
+    finder.finish(divided_before is None)
     _check_same_columns(entry for role in sets if role != TEXT for entry in sets[role])
     shots, labels, overlap = arguments.shot_seed, arguments.labels, arguments.window_overlap
     plan = DataPlan(task, languages, target_languages, sets, shots, labels, overlap, notes)
+    plan.division, plan.shared = finder.division, finder.claims.shared
+    plan.notes += [entry.describe() for entry in plan.shared]
     return _with_known_labels(plan) if trains and task.with_labels else plan
 
 
@@ -218,21 +239,20 @@ class _Target:
     source: Source
     limited_to: tuple[str, ...]
 
+    def left_out(self, split: str) -> list[str]:
+        """Say what lies there and is not used, where no languages were named."""
+        return [] if self.limited_to else self.source.left_out(split)
 
-def _target_sources(arguments: DataArguments, source: Source) -> list[_Target]:
+    def strange(self, split: str) -> list[str]:
+        """Return the names that are no codes, where no languages were named."""
+        return [] if self.limited_to else self.source.strange(split)
+
+
+def _target_sources(finder: _Finder, source: Source) -> list[_Target]:
+    arguments = finder.arguments
     if not arguments.target_dataset:
         return [_Target(source, ())]
-    return [
-        _parse_target(spec, arguments.language_column, arguments.target_split) for spec in arguments.target_dataset
-    ]
-
-
-def _parse_target(spec: str, language_column: str | None, default_split: str) -> _Target:
-    codes, separator, rest = spec.partition("=")
-    if separator and "/" not in codes and "{" not in codes and "." not in codes:
-        limited = tuple(check_code(code.strip()) for code in codes.split(",") if code.strip())
-        return _Target(make_source(rest, language_column, default_split), limited)
-    return _Target(make_source(spec, language_column, default_split), ())
+    return [finder.parse_target(spec, arguments.target_split) for spec in arguments.target_dataset]
 
 
 def _places(targets: Sequence[_Target]) -> str:
@@ -244,15 +264,14 @@ def _place(source: Source) -> str:
     return getattr(source, "pattern", source.name)
 
 
-def _first_with(language: str, split: str, candidates: Iterable[Source]) -> Source | None:
-    """Return the first source that has a language's split; None where none has it."""
+def _all_with(language: str, split: str, candidates: Iterable[Source]) -> Iterator[Source]:
+    """Return the sources that have a language's split."""
     for candidate in candidates:
         try:
             if language in candidate.languages(split):
-                return candidate
+                yield candidate
         except ConfigError:
             continue
-    return None
 
 
 def _without_sources(entries: list[DataSet], arguments: DataArguments) -> list[DataSet]:
@@ -269,16 +288,19 @@ def _without_sources(entries: list[DataSet], arguments: DataArguments) -> list[D
 
 
 def _target_languages(
-    arguments: DataArguments, targets: Sequence[_Target], auxiliary: Sequence[str]
+    arguments: DataArguments, targets: Sequence[_Target], auxiliary: Sequence[str], notes: list[str]
 ) -> tuple[tuple[str, ...], dict[str, Source]]:
     """Choose the target languages, and for each where its data lie: the first source that has it.
 
     An auxiliary language has labels in training: scoring it among the zero-shot targets would flatter their average.
     """
+    split = arguments.target_split
     homes: dict[str, Source] = {}
     for target in targets:
-        for language in target.limited_to or target.source.languages(arguments.target_split):
-            homes.setdefault(language, target.source)
+        for language in target.limited_to or target.source.languages(split):
+            first = homes.setdefault(language, target.source)
+            if first is not target.source and _is_wanted(language, arguments):
+                notes.append(f"`{language}` is in {_name(first)} and in {_name(target.source)}; the first is used.")
     present = [language for language in homes if language not in (*arguments.source_languages, *auxiliary)]
     both = [language for language in auxiliary if language in arguments.target_languages]
     if both:
@@ -288,6 +310,7 @@ def _target_languages(
         )
     if ALL_LANGUAGES in arguments.target_languages:
         chosen = present
+        notes += [sentence for target in targets for sentence in target.left_out(split)]
         if not chosen and auxiliary:
             raise ConfigError(
                 f"every language of the target data is an auxiliary one ({', '.join(auxiliary)}), so no zero-shot "
@@ -295,20 +318,37 @@ def _target_languages(
             )
         if not chosen:
             raise ConfigError(
-                f"no target language has a `{arguments.target_split}` split in "
-                f"{_places(targets)}. Check the pattern, or name the split with "
-                "`--target-split`."
+                f"no target language has a `{split}` split in {_places(targets)}.{_what_is_there(targets, split)} "
+                "Check the pattern, or name the split with `--target-split`."
             )
     else:
         chosen = list(arguments.target_languages)
         for language in chosen:
             if language not in homes:
+                strange = [name for target in targets for name in target.strange(split)]
                 raise ConfigError(
-                    f"target language `{language}` has no `{arguments.target_split}` split in "
-                    f"{_places(targets)}.{close_match(language, homes)} "
-                    f"Languages there: {', '.join(sorted(homes)) or 'none'}."
+                    f"target language `{language}` has no `{split}` split in {_places(targets)}."
+                    f"{missing_language(language, sorted(homes), strange)}"
+                    f"{'' if homes else _what_is_there(targets, split)}"
                 )
     return tuple(chosen), {language: homes[language] for language in chosen}
+
+
+def _is_wanted(language: str, arguments: DataArguments) -> bool:
+    wanted = arguments.target_languages
+    return language not in arguments.source_languages and (ALL_LANGUAGES in wanted or language in wanted)
+
+
+def _name(source: Source) -> str:
+    return f"`{source.name}`"
+
+
+def _what_is_there(targets: Sequence[_Target], split: str) -> str:
+    """Say which splits lie there, and which names that are no codes."""
+    splits = sorted({name for target in targets for name in target.source.splits()})
+    told = f" Splits there: {', '.join(splits)}." if splits and split not in splits else ""
+    left_out = [sentence for target in targets for sentence in target.left_out(split)]
+    return " ".join([told, *left_out])
 
 
 @dataclass
@@ -317,6 +357,69 @@ class _Finder:
 
     arguments: DataArguments
     task: Task
+    division: Division | None = None
+    notes: list[str] = field(default_factory=list)
+    made: list[Source] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.names = parse_language_map(self.arguments.language_map)
+        self.claims = Claims(self.arguments.allow_shared_rows, _HARMLESS)
+
+    def make(self, spec: str, split: str) -> Source:
+        """Open a source."""
+        source = make_source(spec, self.arguments.language_column, split, self.names)
+        if self.division is not None:
+            source = DividedSource(source, self.division, self._keys)
+        self.made.append(source)
+        return source
+
+    def _keys(self, table: Dataset, where: str) -> tuple[Sequence[object], Sequence[object] | None]:
+        """Return the ids of rows, or their numbers, and their classes where the task has some."""
+        name, id_column = self.task.class_column, self.arguments.id_column
+        given = {role: getattr(self.arguments, f"{role}_column") for role in COLUMN_ROLES}
+        classes = table[self.task.find_columns(table.column_names, given, where)[name]][:] if name else None
+        ids = table[id_column][:] if id_column in table.column_names else range(len(table))
+        return (range(len(table)) if None in ids else ids), classes
+
+    def parse_target(self, spec: str, split: str) -> _Target:
+        """Read `CODES=DATA`, or data alone."""
+        codes, separator, rest = spec.partition("=")
+        names = [code.strip() for code in codes.split(",") if code.strip()]
+        # Folders may be called `lang={lang}`.
+        in_path = rest.startswith("{") and not all(map(is_code, names))
+        if separator and not in_path and not any(char in codes for char in "/{."):
+            return _Target(self.make(rest, split), tuple(map(check_code, names)))
+        return _Target(self.make(spec, split), ())
+
+    def finish(self, strict: bool) -> None:
+        """Say what was divided.
+
+        Raises:
+            ConfigError: the division, or a name of the language map, is of no use; only with `strict`.
+        """
+        divided = [source for source in self.made if isinstance(source, DividedSource) and source.divided]
+        for source in divided:
+            found = {whole for whole, _ in source.divided.values()}
+            wholes = sorted(f"its `{whole}` split" if whole else "a set without splits" for whole in found)
+            sentence = (
+                f"`{source.name}` ({', '.join(sorted(source.divided))}), {' or '.join(wholes)}, is divided by chance "
+                f"into {self.division.describe()}."
+            )
+            self.notes += [sentence] if sentence not in self.notes else []
+        if not strict:
+            return
+        if self.division is not None and not divided:
+            there = sorted({name for source in self.made for name in source.inner.splits()})
+            raise ConfigError(
+                f"`--divide-split` divides nothing: the data have the splits {', '.join(there) or 'none'}, and only "
+                "data with one of the parts at most, or with one split, are divided. Leave it out, or name others."
+            )
+        unused = sorted(set(self.names.codes) - self.names.used)
+        if unused:
+            raise ConfigError(
+                f"`--language-map` names `{unused[0]}`, and no data of this run have a language of that name. Correct "
+                "it, or leave it out."
+            )
 
     def find(self, role: str, homes: Mapping[str, Source], split: str, limit: int | None = None) -> list[DataSet]:
         return [self._check(role, language, split, source, limit) for language, source in homes.items()]
@@ -325,9 +428,11 @@ class _Finder:
         split = getattr(self.arguments, f"{role}_split")
         found: dict[str, Source] = {}
         for spec in specs or ():
-            target = _parse_target(spec, self.arguments.language_column, split)
+            target = self.parse_target(spec, split)
             for language in target.limited_to or target.source.languages(split):
                 found.setdefault(language, target.source)
+            if ALL_LANGUAGES in languages:
+                self.notes += [line for line in target.left_out(split) if line not in self.notes]
         chosen = list(found) if ALL_LANGUAGES in languages else list(languages)
         missing = [language for language in chosen if language not in found]
         if specs and missing:
@@ -341,11 +446,20 @@ class _Finder:
         self, source: Source, languages: Sequence[str], targets: Sequence[_Target], notes: list[str]
     ) -> Iterator[DataSet]:
         """Find the source languages' test sets; one that is missing costs the transfer gap, not the run."""
-        split = self.arguments.target_split
+        split, targets_named = self.arguments.target_split, bool(self.arguments.target_dataset)
         for language in languages:
-            home = _first_with(language, split, (source, *(target.source for target in targets)))
+            homes = list(_all_with(language, split, (source, *(target.source for target in targets))))
+            permitted = self.arguments.allow_shared_rows
+            free = (home for home in homes if permitted or not self._taken(language, split, home))
+            # Where one data set is for everything, sharing rows is the user's error; beside named targets, chance.
+            home = next(free, None) if targets_named or not homes else homes[0]
             if home is not None:
                 yield self._check(SOURCE_TEST, language, split, home, None)
+            elif homes:
+                notes.append(
+                    f"Source language `{language}`: its `{split}` rows are in use as "
+                    f"{self._taken(language, split, homes[0])[0].role} data, so no transfer gap can be given for it."
+                )
             else:
                 notes.append(
                     f"Source language `{language}` has no `{split}` split: no transfer gap can be given for it."
@@ -355,10 +469,15 @@ class _Finder:
         """Find the auxiliary languages' test sets, where there are any: they are scored apart from the targets."""
         split = self.arguments.target_split
         for entry in auxiliary:
-            home = _first_with(entry.language, split, (entry.source, *(target.source for target in targets)))
+            homes = _all_with(entry.language, split, (entry.source, *(target.source for target in targets)))
             # What was trained on is no test, also where it is named a second time as target data.
-            if home is not None and (_place(home), split) != (_place(entry.source), entry.split):
+            home = next((home for home in homes if not self._taken(entry.language, split, home)), None)
+            if home is not None:
                 yield self._check(AUXILIARY_TEST, entry.language, split, home, None)
+
+    def _taken(self, language: str, split: str, source: Source) -> list[DataSet]:
+        """Return the data sets of other roles that have some of a test's rows."""
+        return self.claims.holders(SOURCE_TEST, source.rows(language, split))
 
     def _check(self, role: str, language: str, split: str, source: Source, limit: int | None) -> DataSet:
         shape = source.inspect(language, split)
@@ -367,4 +486,6 @@ class _Finder:
             raise ConfigError(f"{where} is empty: it has no rows to use as {role} data.")
         given = {role: getattr(self.arguments, f"{role}_column") for role in COLUMN_ROLES}
         columns = self.task.find_columns(shape.columns, given, where) if role != TEXT else {}
-        return DataSet(role, language, split, source, columns, shape.rows, limit)
+        entry = DataSet(role, language, split, source, columns, shape.rows, limit)
+        self.claims.take(entry, source.rows(language, split))
+        return entry

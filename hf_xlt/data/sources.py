@@ -5,114 +5,270 @@ A source names languages and splits, tells the columns and size of one set witho
 
 from __future__ import annotations
 
-import glob
-import hashlib
+import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from hf_xlt.data.formats import SUFFIXES, inspect_file, read_file
+from hf_xlt.data.hub_data import EmbeddedSource, HubSource
+from hf_xlt.data.patterns import (
+    LANG,
+    SPLIT,
+    USUAL_SPLITS,
+    Fit,
+    LanguageNames,
+    expand_home,
+    fill,
+    find_fits,
+    looks_local,
+    missing_language,
+    shareable_pattern,
+    unknown_names,
+)
+from hf_xlt.data.tables import (
+    SPLIT_COLUMN,
+    Rows,
+    Shape,
+    Source,
+    find_language_column,
+    has_split_column,
+    hash_file,
+    select_equal,
+    split_names,
+)
 from hf_xlt.errors import ConfigError, close_match
-from hf_xlt.languages import is_code
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+__all__ = [
+    "EMBEDDED",
+    "ColumnSource",
+    "EmbeddedSource",
+    "FileSource",
+    "HubSource",
+    "Rows",
+    "Shape",
+    "Source",
+    "make_source",
+    "select_equal",
+    "shareable_pattern",
+]
+
 EMBEDDED = "embedded"
-LANGUAGE_COLUMNS = ("lang", "language")
-SPLIT_COLUMN = "split"
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*(:\S+)?")
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Columns and number of rows of one set."""
+def _place(path: Path) -> str:
+    """Name a file as the file system does, so that links and other spellings of a path are one."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return str(path.resolve())
+    return f"{found.st_dev}:{found.st_ino}" if found.st_ino else str(path.resolve())
 
-    columns: tuple[str, ...]
-    rows: int
 
+def _check_single(path: Path, split: str | None, default: str | None, pattern: str) -> None:
+    """Check that a set without splits is asked for what it serves as.
 
-class Source(Protocol):
-    """One place that data come from.
+    Args:
+        path: the file.
+        split: what is asked for; None takes the whole.
+        default: what it serves as; None allows anything.
+        pattern: as the user typed it.
 
-    Attributes:
-        name: how records and cards call it; never a local path.
-        hub_id: id on the Hub, or None.
+    Raises:
+        ConfigError: another split is asked for, or one by a name that says nothing of the file.
     """
-
-    name: str
-    hub_id: str | None
-
-    def languages(self, split: str) -> list[str]:
-        """Return the language codes that have this split, sorted."""
-
-    def inspect(self, language: str, split: str) -> Shape:
-        """Return columns and size of one set.
-
-        Raises:
-            ConfigError: it is missing or cannot be read.
-        """
-
-    def read(self, language: str, split: str) -> Dataset:
-        """Return the rows of one set.
-
-        Raises:
-            ConfigError: it is missing or cannot be read.
-        """
-
-    def fingerprint(self, language: str, split: str) -> str:
-        """Return a hash of one set's content."""
+    if split is None or default is None:
+        return
+    if split != default:
+        raise ConfigError(
+            f"`{path}` is a single set, used as `{default}`, without a `{SPLIT_COLUMN}` column to take `{split}` from."
+            f" Give a pattern with {{split}}, or a separate file for the role that needs `{split}`, or divide the set: "
+            "`--divide-split train=0.8,validation=0.1,test=0.1`."
+        )
+    if split not in USUAL_SPLITS and split not in re.split(r"[^A-Za-z0-9]+", pattern) and split not in pattern:
+        raise ConfigError(
+            f"`{path}` has no splits (no {{split}} in `{pattern}`, no `{SPLIT_COLUMN}` column), so there is no "
+            f"`{split}` split. Leave out the flag that names it, or give data that have it."
+        )
 
 
 @dataclass
 class FileSource:
-    """Local files by a pattern with `{lang}` and, for more than one split, `{split}`."""
+    """Local files by a pattern with `{lang}` and, for more than one split, `{split}` or a column `split`.
+
+    Attributes:
+        pattern: the path.
+        default_split: what files without splits serve as; None allows anything.
+        names: codes of names that are none.
+    """
 
     pattern: str
+    default_split: str | None = None
+    names: LanguageNames = field(default_factory=LanguageNames)
     name: str = field(init=False)
     hub_id: None = None
+    _columns: dict[tuple[str, int], list[str] | None] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Name the source by the end of its pattern."""
         self.name = shareable_pattern(self.pattern)
 
-    def languages(self, split: str) -> list[str]:
-        """Return the languages for which the split's file lies on disk."""
-        filled = self.pattern.replace("{split}", split)
-        before, after = filled.split("{lang}", 1)
-        shape = re.compile(re.escape(before) + r"(?P<lang>[A-Za-z0-9_-]+)" + re.escape(after))
-        found = (shape.fullmatch(path) for path in glob.glob(glob.escape(before) + "*" + after.replace("{lang}", "*")))
-        return sorted({match["lang"] for match in found if match and is_code(match["lang"])})
+    @property
+    def _by_path(self) -> bool:
+        return "{split}" in self.pattern
 
-    def _path(self, language: str, split: str) -> Path:
-        path = Path(self.pattern.replace("{split}", split).replace("{lang}", language))
-        if not path.is_file():
-            present = self.languages(split)
-            if not present:
-                raise ConfigError(
-                    f"no file fits `{self.pattern}` for the split `{split}`: looked for `{path}`. "
-                    "Check the pattern, or name the split with `--source-split`, `--validation-split`, "
-                    "`--target-split` or `--few-shot-split`."
-                )
+    def _there(self, split: str | None) -> tuple[dict[str, Path], list[str], list[str]]:
+        """Return the files of a split by code, the names that are no codes, and those of links that lead nowhere."""
+        fits = find_fits(self.pattern, {SPLIT: split or ""} if self._by_path else {})
+        paths: dict[str, Path] = {}
+        for fit in fits:
+            # Of two files that differ in the case of the suffix the one that is spelt as the pattern wins.
+            literal = fit.path == Path(fill(self.pattern, {**fit.parts, **({SPLIT: split or ""})}))
+            if literal or fit.parts[LANG] not in paths:
+                paths[fit.parts[LANG]] = fit.path
+        found, strange = self.names.find([name for name, path in paths.items() if path.is_file()], self.name)
+        broken = [name for name, path in paths.items() if not path.is_file()]
+        return {code: paths[name] for code, name in found.items()}, strange, broken
+
+    def _values(self, path: Path) -> list[str] | None:
+        """Return the splits that a file's column names; None where it has no such column, or splits lie in paths."""
+        if self._by_path:
+            return None
+        key = (str(path), path.stat().st_mtime_ns)
+        if key not in self._columns:
+            self._columns[key] = split_names(read_file(path)) if has_split_column(path) else None
+        return self._columns[key]
+
+    def splits(self, language: str | None = None) -> list[str]:
+        """Return the names of the splits there, of one language or of any; none of files without splits."""
+        if self._by_path:
+            # A language's own name in the pattern leaves no doubt where the name of the split begins.
+            name = self._name(language) if language else None
+            fits = find_fits(self.pattern, {LANG: name} if name else {SPLIT: list(USUAL_SPLITS)})
+            return sorted({fit.parts[SPLIT] for fit in fits if fit.path.is_file()})
+        paths = self._there(None)[0]
+        chosen = [paths[language]] if language in paths else [] if language else list(paths.values())
+        return sorted({value for path in chosen for value in self._values(path) or ()})
+
+    def _name(self, language: str) -> str:
+        return next(
+            (name for name, code in self.names.codes.items() if code == language and self._has(name)), language
+        )
+
+    def _has(self, name: str) -> bool:
+        return bool(find_fits(self.pattern, {LANG: name}))
+
+    def languages(self, split: str | None) -> list[str]:
+        """Return the languages that have the split; None takes those of files without splits.
+
+        Raises:
+            ConfigError: the files have no splits and serve as another one.
+        """
+        paths, found, single = self._there(split)[0], [], None
+        for code, path in paths.items():
+            values = self._splits_or_none(path)
+            if self._by_path or (values is not None and split in values):
+                found.append(code)
+            elif values is None:
+                single = single or path
+                if split is None or self.default_split in (None, split):
+                    found.append(code)
+        if single is not None and (not found or self.default_split == split):
+            _check_single(single, split, self.default_split, self.pattern)
+        return sorted(found)
+
+    def _splits_or_none(self, path: Path) -> list[str] | None:
+        try:
+            return self._values(path)
+        except ConfigError:
+            # A file that cannot be read is told of when it is used.
+            return None
+
+    def left_out(self, split: str) -> list[str]:
+        """Say what lies there and is none of `languages(split)`, and why, in sentences."""
+        paths, strange, broken = self._there(split)
+        told = [unknown_names(strange, f"`{self.name}`")]
+        told += [f"`{name}` in `{self.name}` is a link that leads nowhere, and was not used." for name in broken]
+        others = self._all_languages() if self._by_path else paths
+        lacking = sorted(set(others) - set(self.languages(split)))
+        if lacking:
+            told.append(f"{', '.join(lacking)} in `{self.name}`: no `{split}` split, so not used.")
+        return [sentence for sentence in told if sentence]
+
+    def _all_languages(self) -> dict[str, str]:
+        fits = find_fits(self.pattern, {SPLIT: list(USUAL_SPLITS)})
+        return self.names.find([fit.parts[LANG] for fit in fits], self.name)[0]
+
+    def strange(self, split: str) -> list[str]:
+        """Return the names that lie there and are no codes."""
+        return self._there(split)[1]
+
+    def _path(self, language: str, split: str | None) -> Path:
+        literal = Path(fill(self.pattern, {SPLIT: split or "", LANG: language}))
+        if literal.is_file() and not self.names.codes:
+            return literal
+        paths, strange, _ = self._there(split)
+        if language in paths:
+            return paths[language]
+        if not paths and not strange:
+            splits = self.splits()
+            there = f" Splits there: {', '.join(splits)}." if splits and self._by_path else ""
             raise ConfigError(
-                f"language `{language}` has no `{split}` split: `{path}` is missing.{close_match(language, present)} "
-                f"Languages there: {', '.join(present)}."
+                f"no file fits `{self.pattern}` for the split `{split}`: looked for `{literal}`.{there} "
+                "Check the pattern, or name the split with `--source-split`, `--validation-split`, "
+                "`--target-split` or `--few-shot-split`."
             )
-        return path
+        raise ConfigError(
+            f"language `{language}` has no `{split}` split: `{literal}` is missing."
+            f"{missing_language(language, sorted(paths), strange)}"
+        )
 
-    def inspect(self, language: str, split: str) -> Shape:
-        """Return columns and size; of Parquet only the footer is read."""
-        return Shape(*inspect_file(self._path(language, split)))
+    def inspect(self, language: str, split: str | None) -> Shape:
+        """Return columns and size; of Parquet only the footer is read, unless a column has the splits."""
+        path = self._path(language, split)
+        if self._values(path) is None:
+            _check_single(path, split, None if self._by_path else self.default_split, self.pattern)
+            return Shape(*inspect_file(path))
+        table = self.read(language, split)
+        return Shape(tuple(table.column_names), len(table))
 
-    def read(self, language: str, split: str) -> Dataset:
-        """Read one file."""
-        return read_file(self._path(language, split))
+    def read(self, language: str, split: str | None) -> Dataset:
+        """Read one file, or the rows of it whose column names the split; None reads a file without splits."""
+        path = self._path(language, split)
+        values = self._values(path)
+        if values is None:
+            _check_single(path, split, None if self._by_path else self.default_split, self.pattern)
+            return read_file(path)
+        _check_named(split, values, str(path))
+        return select_equal(read_file(path), SPLIT_COLUMN, split)
 
-    def fingerprint(self, language: str, split: str) -> str:
+    def fingerprint(self, language: str, split: str | None) -> str:
         """Hash the file."""
-        return _hash_file(self._path(language, split))
+        return hash_file(self._path(language, split))
+
+    def rows(self, language: str, split: str | None) -> Rows:
+        """Say which rows these are."""
+        path = self._path(language, split)
+        return Rows(_place(path), split if self._values(path) is not None else None)
+
+
+def _check_named(split: str | None, values: list[str], where: str) -> None:
+    """Check that a column of splits has one.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    if split not in values:
+        raise ConfigError(
+            f"`{where}` has no `{split}` split in its column `{SPLIT_COLUMN}`.{close_match(str(split), values)} "
+            f"Splits there: {', '.join(values) or 'none'}."
+        )
 
 
 @dataclass
@@ -122,6 +278,7 @@ class ColumnSource:
     pattern: str
     language_column: str | None = None
     default_split: str | None = None
+    names: LanguageNames = field(default_factory=LanguageNames)
     name: str = field(init=False)
     hub_id: None = None
     _tables: dict[str, Dataset] = field(default_factory=dict, repr=False)
@@ -130,263 +287,130 @@ class ColumnSource:
         """Name the source by the end of its pattern."""
         self.name = shareable_pattern(self.pattern)
 
-    def _path(self, split: str) -> Path:
-        path = Path(self.pattern.replace("{split}", split))
-        if not path.is_file():
-            raise ConfigError(f"file `{path}` is missing (split `{split}` of `{self.pattern}`).")
-        return path
+    def _path(self, split: str | None) -> Path:
+        literal = Path(fill(self.pattern, {SPLIT: split or ""}))
+        if literal.is_file():
+            return literal
+        fits: list[Fit] = [fit for fit in find_fits(self.pattern, {SPLIT: split or ""}) if fit.path.is_file()]
+        if fits:
+            return fits[0].path
+        splits = self._splits_by_path()
+        there = f" Splits there: {', '.join(splits)}." if splits else ""
+        raise ConfigError(f"file `{literal}` is missing (split `{split}` of `{self.pattern}`).{there}")
 
-    def _table(self, split: str) -> Dataset:
-        path = self._path(split)
+    def _splits_by_path(self) -> list[str]:
+        if "{split}" not in self.pattern:
+            return []
+        return sorted({fit.parts[SPLIT] for fit in find_fits(self.pattern, {}) if fit.path.is_file()})
+
+    def _whole(self, path: Path) -> Dataset:
         if str(path) not in self._tables:
             self._tables[str(path)] = read_file(path)
-        table = self._tables[str(path)]
+        return self._tables[str(path)]
+
+    def _table(self, split: str | None) -> Dataset:
+        path = self._path(split)
+        table = self._whole(path)
         if "{split}" in self.pattern:
             return table
         if SPLIT_COLUMN in table.column_names:
+            _check_named(split, split_names(table), str(path))
             return select_equal(table, SPLIT_COLUMN, split)
-        if split != self.default_split:
-            raise ConfigError(
-                f"`{path}` is a single set, used as `{self.default_split}`, without a `{SPLIT_COLUMN}` column to take "
-                f"`{split}` from. Give a pattern with {{split}}, or a separate file for the role that needs `{split}`."
-            )
+        _check_single(path, split, self.default_split, self.pattern)
         return table
 
-    def _column(self, table: Dataset, split: str) -> str:
-        return _find_language_column(table, self.language_column, str(self._path(split)), "use {lang} in the pattern")
+    def splits(self, language: str | None = None) -> list[str]:
+        """Return the names of the splits there, of one language or of any; none of a file without splits."""
+        if "{split}" in self.pattern:
+            names = self._splits_by_path()
+        else:
+            table = self._whole(self._path(None))
+            names = split_names(table) if SPLIT_COLUMN in table.column_names else []
+        return [split for split in names if language is None or language in self._found(split)[0]]
 
-    def languages(self, split: str) -> list[str]:
-        """Return the languages named in the language column."""
+    def _column(self, table: Dataset, split: str | None) -> str:
+        return find_language_column(table, self.language_column, str(self._path(split)), "use {lang} in the pattern")
+
+    def _found(self, split: str | None) -> tuple[Mapping[str, str], list[str]]:
         table = self._table(split)
-        return sorted({str(code) for code in table.unique(self._column(table, split)) if code is not None})
+        values = table.unique(self._column(table, split)) if len(table) else []
+        return self.names.find([str(value) for value in values if value is not None], self.name)
 
-    def inspect(self, language: str, split: str) -> Shape:
+    def languages(self, split: str | None) -> list[str]:
+        """Return the languages named in the language column; the split None reads a file without splits."""
+        return sorted(self._found(split)[0])
+
+    def left_out(self, split: str) -> list[str]:
+        """Say what lies there and is none of `languages(split)`, and why, in sentences."""
+        told = unknown_names(self._found(split)[1], f"`{self.name}`")
+        return [told] if told else []
+
+    def strange(self, split: str) -> list[str]:
+        """Return the names that lie there and are no codes."""
+        return self._found(split)[1]
+
+    def inspect(self, language: str, split: str | None) -> Shape:
         """Return columns and size of one language's rows."""
         table = self.read(language, split)
         return Shape(tuple(table.column_names), len(table))
 
-    def read(self, language: str, split: str) -> Dataset:
-        """Select one language's rows."""
+    def read(self, language: str, split: str | None) -> Dataset:
+        """Select one language's rows; the split None reads a file without splits."""
         table = self._table(split)
         column = self._column(table, split)
-        rows = select_equal(table, column, language)
+        found, strange = self._found(split)
+        rows = select_equal(table, column, found.get(language, language))
         if len(rows) == 0 and len(table) > 0:
-            present = self.languages(split)
             raise ConfigError(
                 f"language `{language}` does not occur in column `{column}` of `{self._path(split)}`."
-                f"{close_match(language, present)} Languages there: {', '.join(present)}."
+                f"{missing_language(language, sorted(found), strange)}"
             )
         return rows
 
-    def fingerprint(self, language: str, split: str) -> str:
+    def fingerprint(self, language: str, split: str | None) -> str:
         """Hash the whole file."""
-        return _hash_file(self._path(split))
+        return hash_file(self._path(split))
+
+    def rows(self, language: str, split: str | None) -> Rows:
+        """Say which rows these are."""
+        path = self._path(split)
+        by_column = "{split}" not in self.pattern and SPLIT_COLUMN in self._whole(path).column_names
+        return Rows(_place(path), split if by_column else None, language)
 
 
-@dataclass
-class HubSource:
-    """A data set of the Hub, or a local data set folder; `{lang}` in the configuration name, or a language column.
-
-    `ORG/NAME` has the language in a column, `ORG/NAME:{lang}` or `ORG/NAME:all_{lang}` as configuration name.
-    """
-
-    spec: str
-    language_column: str | None = None
-    name: str = field(init=False)
-    _sets: dict[tuple[str | None, str], Dataset] = field(default_factory=dict, repr=False)
-
-    def __post_init__(self) -> None:
-        """Split the id from the configuration name."""
-        self.path, _, self.configuration = self.spec.partition(":")
-        local = Path(self.path).is_dir()
-        self.name = Path(self.path).name if local else self.path
-        self.hub_id = None if local else self.path
-
-    def _load(self, configuration: str | None, split: str) -> Dataset:
-        from datasets import load_dataset
-
-        key = (configuration, split)
-        if key not in self._sets:
-            try:
-                self._sets[key] = load_dataset(self.path, configuration, split=split)
-            except Exception as error:
-                # `datasets` raises some twenty kinds of error for one cause: this set is not to be had.
-                place = f" (configuration `{configuration}`)" if configuration else ""
-                raise ConfigError(
-                    f"data set `{self.path}`{place}, split `{split}`, cannot be loaded: {error} "
-                    "Check the id, the split and the network; local files need a suffix such as .parquet."
-                ) from error
-        return self._sets[key]
-
-    @cached_property
-    def _configurations(self) -> list[str]:
-        from datasets import get_dataset_config_names
-
-        try:
-            return get_dataset_config_names(self.path)
-        except Exception as error:
-            raise ConfigError(
-                f"data set `{self.path}` cannot be found: {error} Check the id and the network."
-            ) from error
-
-    def languages(self, split: str) -> list[str]:
-        """Return the languages among the configuration names, or in the language column."""
-        if "{lang}" in self.configuration:
-            shape = re.compile(re.escape(self.configuration).replace(r"\{lang\}", r"(?P<lang>[A-Za-z0-9_-]+)"))
-            found = (match["lang"] for match in map(shape.fullmatch, self._configurations) if match)
-            return sorted(code for code in found if is_code(code))
-        table = self._load(self.configuration or None, split)
-        return sorted({str(code) for code in table.unique(self._column(table))})
-
-    def _column(self, table: Dataset) -> str:
-        way_out = f"write `{self.path}:{{lang}}` when each language is a configuration"
-        return _find_language_column(table, self.language_column, self.path, way_out)
-
-    def inspect(self, language: str, split: str) -> Shape:
-        """Return columns and size."""
-        table = self.read(language, split)
-        return Shape(tuple(table.column_names), len(table))
-
-    def read(self, language: str, split: str) -> Dataset:
-        """Load one language."""
-        if "{lang}" in self.configuration:
-            known = self.languages(split)
-            if language not in known:
-                raise ConfigError(
-                    f"language `{language}` is no configuration of `{self.path}`.{close_match(language, known)} "
-                    f"Languages there: {', '.join(known)}."
-                )
-            return self._load(self.configuration.replace("{lang}", language), split)
-        table = self._load(self.configuration or None, split)
-        rows = select_equal(table, self._column(table), language)
-        if len(rows) == 0:
-            known = self.languages(split)
-            raise ConfigError(
-                f"language `{language}` does not occur in `{self.path}`.{close_match(language, known)} "
-                f"Languages there: {', '.join(known)}."
-            )
-        return rows
-
-    def fingerprint(self, language: str, split: str) -> str:
-        """Return the fingerprint that `datasets` keeps."""
-        return self.read(language, split)._fingerprint
-
-
-@dataclass
-class EmbeddedSource:
-    """The phrase task that is generated from the Unicode CLDR (`hf_xlt.embedded`)."""
-
-    name: str = "hf-xlt-cldr-phrases"
-    hub_id: None = None
-
-    def languages(self, split: str) -> list[str]:
-        """Return the task's languages."""
-        from hf_xlt.embedded import SOURCE_LANGUAGE, TARGET_LANGUAGES
-
-        return sorted((SOURCE_LANGUAGE, *TARGET_LANGUAGES))
-
-    def _size(self, split: str) -> int:
-        from hf_xlt import embedded
-
-        sizes = {
-            "train": embedded.TRAINING_PHRASES,
-            "validation": embedded.DEVELOPMENT_PHRASES,
-            "test": embedded.TEST_PHRASES,
-        }
-        if split not in sizes:
-            raise ConfigError(f"the embedded task has no split {split!r}; its splits are {', '.join(sizes)}.")
-        return sizes[split]
-
-    def _check(self, language: str) -> None:
-        known = self.languages("train")
-        if language not in known:
-            raise ConfigError(
-                f"the embedded task has no language `{language}`.{close_match(language, known)} "
-                f"Its languages: {', '.join(known)}."
-            )
-
-    def inspect(self, language: str, split: str) -> Shape:
-        """Return columns and size."""
-        self._check(language)
-        return Shape(("id", "lang", "text", "label", "label_text"), self._size(split))
-
-    def read(self, language: str, split: str) -> Dataset:
-        """Generate one set."""
-        from datasets import Dataset
-
-        from hf_xlt.embedded.phrases import phrase_rows
-
-        self._check(language)
-        return Dataset.from_list(phrase_rows(split, language, self._size(split)))
-
-    def fingerprint(self, language: str, split: str) -> str:
-        """Hash the generated rows."""
-        rows = "\n".join(f"{row['id']}\t{row['text']}\t{row['label']}" for row in self.read(language, split))
-        return hashlib.sha256(rows.encode()).hexdigest()
-
-
-def make_source(spec: str, language_column: str | None, default_split: str | None) -> Source:
+def make_source(
+    spec: str, language_column: str | None, default_split: str | None, names: LanguageNames | None = None
+) -> Source:
     """Choose the kind of source from what the user typed.
 
     Args:
         spec: pattern, file, Hub id (`NAME`, `ORG/NAME`, with `:CONFIGURATION`), data set folder, or `embedded`.
         language_column: column that names the language, where the pattern has no `{lang}`.
         default_split: what a single file without `{split}` serves as.
+        names: codes of names that are none.
 
     Raises:
         ConfigError: it is none of these.
     """
+    names = names or LanguageNames()
     if spec == EMBEDDED:
         return EmbeddedSource()
+    spec = expand_home(spec)
     if spec.lower().endswith(SUFFIXES):
-        unknown = set(re.findall(r"\{(\w*)\}", spec)) - {"lang", "split"}
+        unknown = set(re.findall(r"\{(\w*)\}", spec)) - {LANG, SPLIT}
         if unknown:
             raise ConfigError(f"pattern `{spec}`: unknown part {{{unknown.pop()}}}; use {{lang}} and {{split}}.")
         if "{lang}" in spec:
-            return FileSource(spec)
-        return ColumnSource(spec, language_column, default_split)
-    if Path(spec.partition(":")[0]).is_dir() or (_HUB_ID.fullmatch(spec) and not spec.startswith((".", "/"))):
-        return HubSource(spec, language_column)
+            return FileSource(spec, default_split, names)
+        return ColumnSource(spec, language_column, default_split, names)
+    path = spec.partition(":")[0]
+    if Path(path).is_dir():
+        return HubSource(spec, language_column, names)
+    reason = looks_local(path)
+    if _HUB_ID.fullmatch(spec) and reason is None:
+        return HubSource(spec, language_column, names)
+    why = f" It {reason}, so it was not sought on the Hub." if reason and "{" not in spec else ""
     raise ConfigError(
         f"data `{spec}` is neither a file (ending in {', '.join(SUFFIXES)}) nor a Hub id such as `ORG/NAME` or "
-        "`ORG/NAME:{lang}`, nor `embedded`."
+        f"`ORG/NAME:{{lang}}`, nor `embedded`.{why}"
     )
-
-
-def shareable_pattern(pattern: str) -> str:
-    """Cut a local pattern to its file and folder, which say what the data are and not where or whose they are."""
-    path = Path(pattern)
-    folder = path.parent.absolute()
-    is_home = folder == Path.home() or folder.parent.name in ("home", "Users") or folder.name == Path.home().name
-    return path.name if is_home or not path.parent.name else f"{path.parent.name}/{path.name}"
-
-
-def _find_language_column(table: Dataset, given: str | None, where: str, way_out: str) -> str:
-    """Return the column that names the language.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    wanted = (given,) if given else LANGUAGE_COLUMNS
-    for column in wanted:
-        if column in table.column_names:
-            return column
-    raise ConfigError(
-        f"`{where}` must contain a column that names the language ({' or '.join(wanted)}); it has "
-        f"{', '.join(table.column_names)}. Name it with `--language-column`, or {way_out}."
-    )
-
-
-def select_equal(table: Dataset, column: str, value: str) -> Dataset:
-    """Return the rows whose column equals a value."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    kept = pc.equal(pc.cast(table.with_format("arrow")[:][column], pa.string()), value)
-    return table.select(np.flatnonzero(kept.fill_null(False).to_numpy(zero_copy_only=False)))
-
-
-def _hash_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
