@@ -62,6 +62,7 @@ def register(app: typer.Typer) -> None:
         context_column: str = typer.Option(None, help="Column of the text that answers it, for --greedy."),
         answers_column: str = typer.Option(None, help="Column of the answers, for --greedy."),
         language_column: str = typer.Option(None, help="Column of the language, for --greedy."),
+        language_map: str = typer.Option(None, help="Codes of languages that the data call by name, for --greedy."),
         max_length: int = typer.Option(None, help="Longest input in tokens, for --greedy. Default: as in the run."),
         batch_size: int = typer.Option(64, help="Examples per batch, for --greedy."),
     ) -> None:
@@ -83,6 +84,7 @@ def register(app: typer.Typer) -> None:
             "context_column": context_column,
             "answers_column": answers_column,
             "language_column": language_column,
+            "language_map": [language_map] if language_map else None,
             "max_length": max_length,
         }
         with _progress() as progress, _interruptible():
@@ -156,6 +158,7 @@ def _scorer(places: list[str], data: dict[str, Any], batch_size: int) -> SourceS
     from hf_xlt.data.sources import EMBEDDED
     from hf_xlt.errors import ConfigError
     from hf_xlt.record import RECORD_NAME, RunRecord
+    from hf_xlt.scoring import division_of
 
     folders = [folder for place in map(Path, places) for folder in (place, place.parent)]
     home = next((folder for folder in folders if (folder / RECORD_NAME).is_file()), None)
@@ -167,7 +170,9 @@ def _scorer(places: list[str], data: dict[str, Any], batch_size: int) -> SourceS
         if record is None or not record.demo:
             raise ConfigError("a greedy average needs data to score on: give source-language data with `--dataset`.")
         data["dataset"] = EMBEDDED
-    return SourceScorer(DataArguments(**data), batch_size)
+    if data["language_map"] is None and record is not None:
+        data["language_map"] = record.arguments.get("language_map")
+    return SourceScorer(DataArguments(**data), batch_size, division_of(record) if record is not None else None)
 
 
 def _command(places: list[str]) -> str:

@@ -38,6 +38,17 @@ def register(app: typer.Typer) -> None:
         context_column: str = typer.Option(None, help="Column of the text that answers it."),
         answers_column: str = typer.Option(None, help="Column of the answers."),
         language_column: str = typer.Option(None, help="Column of the language."),
+        language_map: str = typer.Option(
+            None,
+            help="Codes of languages that the data call by name: indonesian=id,toba_batak=bbc. Default: as in the "
+            "run.",
+        ),
+        divide_split: str = typer.Option(
+            None,
+            help="Divide data that have one split, or none: train=0.8,test=0.2. Default: what the run divided, as it "
+            "did.",
+        ),
+        divide_seed: int = typer.Option(0, help="Seed of --divide-split."),
         max_length: int = typer.Option(None, help="Longest input in tokens. Default: as in the run, or the task's."),
         batch_size: int = typer.Option(64, help="Examples per batch."),
         revision: str = typer.Option(None, help="Branch, tag or commit on the Hub."),
@@ -77,6 +88,9 @@ def register(app: typer.Typer) -> None:
             context_column=context_column,
             answers_column=answers_column,
             language_column=language_column,
+            language_map=[language_map] if language_map else None,
+            divide_split=[divide_split] if divide_split else None,
+            divide_seed=divide_seed,
             max_length=max_length,
             generalized=generalized,
             generalized_languages=[generalized_languages] if generalized_languages else None,

@@ -23,6 +23,9 @@ def register(app: typer.Typer) -> None:
         text_split: str = typer.Option("train", help="Split to read."),
         text_column: str = typer.Option("text", help="Column of the text."),
         language_column: str = typer.Option(None, help="Column of the language, where the pattern has no {lang}."),
+        language_map: str = typer.Option(
+            None, help="Codes of languages that the data call by name: indonesian=id,toba_batak=bbc."
+        ),
         alpha: float = typer.Option(0.7, help="Temperature for the shares shown: 1 follows the data, 0 is uniform."),
         sample_documents: int = typer.Option(
             10_000, help="Documents of a language up to which tokens are counted; above, so many are sampled."
@@ -45,7 +48,15 @@ def register(app: typer.Typer) -> None:
         path = _output_path(output, overwrite)
         fitted = load_tokenizer(tokenizer, trust_remote_code=trust_remote_code)
         name = Path(tokenizer).resolve().name if Path(tokenizer).is_dir() else tokenizer
-        texts = read_texts(text, languages, split=text_split, text_column=text_column, language_column=language_column)
+        texts = read_texts(
+            text,
+            languages,
+            split=text_split,
+            text_column=text_column,
+            language_column=language_column,
+            language_map=[language_map] if language_map else None,
+            tell=lambda note: typer.echo(f"Note: {note}", err=True),
+        )
         measured = {
             code: statistics.measure(entry, fitted, sample_documents, seed)
             for code, entry in track(texts.items(), "Languages")

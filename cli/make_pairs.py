@@ -32,6 +32,9 @@ def register(app: typer.Typer) -> None:
         label_column: str = typer.Option("label", help="Column of its label."),
         id_column: str = typer.Option("id", help="Column of its id, equal in every language."),
         language_column: str = typer.Option(None, help="Column of the language, where the pattern has no {lang}."),
+        language_map: str = typer.Option(
+            None, help="Codes of languages that the data call by name: indonesian=id,toba_batak=bbc."
+        ),
         as_json: bool = typer.Option(False, "--json", help="Print one JSON document instead of text."),
         overwrite: bool = typer.Option(False, "--overwrite", help="Replace pairs that are there."),
     ) -> None:
@@ -55,6 +58,7 @@ def register(app: typer.Typer) -> None:
             label_column,
             id_column,
             language_column,
+            (language_map,) if language_map else (),
         )
         if not recipe.source_languages or not recipe.languages:
             raise ConfigError("`--source-languages` and `--languages` name one language or more each.")

@@ -24,6 +24,9 @@ def register(app: typer.Typer) -> None:
         ),
         source_language: str = typer.Option("en", help="The other side, with `--id-column`."),
         language_column: str = typer.Option(None, help="Column of the language, where the pattern has no {lang}."),
+        language_map: str = typer.Option(
+            None, help="Codes of languages that the data call by name: indonesian=id,toba_batak=bbc."
+        ),
         layer: str = typer.Option("middle", help="Hidden state: `middle`, `last`, or a number; 0 is the embeddings."),
         pooling: str = typer.Option("mean", help="`mean` of the tokens that are not special, or `first` token."),
         max_length: int = typer.Option(128, help="Longest input in tokens."),
@@ -56,6 +59,7 @@ def register(app: typer.Typer) -> None:
             id_column=id_column,
             source_language=source_language,
             language_column=language_column,
+            language_map=[language_map] if language_map else None,
         )
         other = source_language if id_column else pair_column.removeprefix(f"{text_column}_")
         results = score(model, source, sets, settings, split=split, other=other, revision=revision)

@@ -18,6 +18,9 @@ def register(app: typer.Typer) -> None:
         text_split: str = typer.Option("train", help="Split to read."),
         text_column: str = typer.Option("text", help="Column of the text."),
         language_column: str = typer.Option(None, help="Column of the language, where the pattern has no {lang}."),
+        language_map: str = typer.Option(
+            None, help="Codes of languages that the data call by name: indonesian=id,toba_batak=bbc."
+        ),
         model: str = typer.Option(
             "bpe", help="bpe, or unigram, whose trainer gives slightly other pieces in every process."
         ),
@@ -53,7 +56,15 @@ def register(app: typer.Typer) -> None:
         )
         folder = Path(output_dir)
         check_folder(folder, overwrite=overwrite, known=FILES, what="a tokenizer")
-        texts = read_texts(text, languages, split=text_split, text_column=text_column, language_column=language_column)
+        texts = read_texts(
+            text,
+            languages,
+            split=text_split,
+            text_column=text_column,
+            language_column=language_column,
+            language_map=[language_map] if language_map else None,
+            tell=lambda note: typer.echo(f"Note: {note}", err=True),
+        )
         mixture = sample_mixture(texts, alpha, sample_bytes, seed)
         tokenizer = train(mixture.documents, settings)
         with replaced_folder(folder) as part:

@@ -59,7 +59,6 @@ def start_record(
         argv: the command's arguments.
     """
     strategy, plan, task = arguments.strategy, prepared.plan, prepared.plan.task
-    data = arguments.data
     return RunRecord(
         strategy={
             "name": strategy.name,

@@ -18,6 +18,7 @@ from typing import Any
 
 from hf_xlt.data.joining import check_same_labels, counted, rows_by_id
 from hf_xlt.data.pairing import DIFFERENT, SAME, Pairing, pair_sentences
+from hf_xlt.data.patterns import parse_language_map
 from hf_xlt.data.sources import Source, make_source
 from hf_xlt.errors import ConfigError, RunError, close_match
 from hf_xlt.files import sync_file, sync_folder
@@ -59,6 +60,7 @@ class Recipe:
     label_column: str = "label"
     id_column: str = "id"
     language_column: str | None = None
+    language_map: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,9 @@ def read_splits(recipe: Recipe) -> tuple[Source, list[PairSplit]]:
     unknown = [name for name in recipe.pairs_per_sentence or () if name and name not in recipe.splits]
     if unknown:
         raise ConfigError(f"`--pairs-per-sentence` names the split `{unknown[0]}`, which is not made.")
-    source = make_source(recipe.dataset, recipe.language_column, None)
+    names = parse_language_map(recipe.language_map)
+    # A set without splits is one split: pairs of two splits must not be of the same sentences.
+    source = make_source(recipe.dataset, recipe.language_column, recipe.target_split, names)
     known = source.languages(recipe.target_split)
     if not known:
         raise ConfigError(f"no language has a `{recipe.target_split}` split in `{recipe.dataset}`. Check the pattern.")

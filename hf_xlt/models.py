@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_xlt.data.labels import LabelInventory
+from hf_xlt.data.patterns import expand_home, looks_local
 from hf_xlt.errors import ConfigError, one_line
 from hf_xlt.files import sync_file, sync_folder
 from hf_xlt.tasks import Task
@@ -86,12 +87,12 @@ class ModelSource:
             if model == EMBEDDED:
                 return cls(str(embedded.encoder_directory()), embedded.ENCODER_NAME, **options)
             return cls(str(embedded.phrase_encoder_directory()), embedded.PHRASE_ENCODER_NAME, **options)
+        model = expand_home(model)
         if os.path.isdir(model):
             if not os.path.isfile(os.path.join(model, "config.json")):
                 raise ConfigError(f"model directory `{model}` holds no `config.json`; {_model_instead(Path(model))}.")
             return cls(model, None, **options)
-        if model.startswith((".", "/", "~")) or model.count("/") > 1:
-            raise ConfigError(f"model directory `{model}` is missing.")
+        _refuse_local(model, "model directory")
         return cls(model, model, **options)
 
     def _options(self) -> dict[str, Any]:
@@ -285,13 +286,24 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     Raises:
         ConfigError: there is none, or it is not a fast one.
     """
+    name = expand_home(name)
     if os.path.isfile(os.path.join(name, "tokenizer.json")):
         return ModelSource(name, None, trust_remote_code=trust_remote_code).load_tokenizer()
     if os.path.isdir(name):
         raise ConfigError(f"`{name}` holds no fast tokenizer; save one there (`tokenizer.json`), or give another.")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ConfigError(f"tokenizer directory `{name}` is missing.")
+    _refuse_local(name, "tokenizer directory")
     return ModelSource.find(name, trust_remote_code=trust_remote_code).load_tokenizer()
+
+
+def _refuse_local(name: str, what: str) -> None:
+    """Refuse a name that can only have been meant as a directory, before it is sought on the Hub.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    reason = looks_local(name)
+    if reason:
+        raise ConfigError(f"{what} `{name}` is missing. It {reason}, so it was not sought on the Hub.")
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ def first_look(argv: Sequence[str]) -> argparse.Namespace:
     first = _Parser(add_help=False, allow_abbrev=False)
     for flag in ("--strategy", "--config", "--model", "--dataset"):
         first.add_argument(flag)
-    first.add_argument("--strategies", nargs="+")
+    first.add_argument("--strategies", nargs="+", action="extend")
     return first.parse_known_args(list(argv))[0]
 
 
@@ -174,7 +174,20 @@ def build_parser(strategy: Strategy) -> Any:
         # HfArgumentParser wants a value after switches that default to None, such as `--disable-tqdm`.
         if action.type is string_to_bool:
             action.nargs, action.const = "?", True
+        if action.nargs in ("+", "*") and type(action) is argparse._StoreAction:
+            # Repeated, it would count with its last values alone.
+            action.__class__ = _Collect
     return parser
+
+
+class _Collect(argparse._StoreAction):
+    """Takes the values of a list flag wherever it comes; the first ones replace the default."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Add the values."""
+        before = getattr(namespace, self.dest)
+        fresh = before is self.default or before is None
+        setattr(namespace, self.dest, list(values) if fresh else [*before, *values])
 
 
 def named_fields(argv: Sequence[str], options: Mapping[str, str]) -> set[str]:

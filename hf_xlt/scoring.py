@@ -9,10 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_xlt.arguments import DataArguments
+from hf_xlt.data.division import Division
 from hf_xlt.data.generalized import choose_pair_sets, join_pairs
 from hf_xlt.data.labels import LabelInventory
 from hf_xlt.data.model_labels import match_labels
-from hf_xlt.data.roles import AUXILIARY, AUXILIARY_TEST, SOURCE_TEST, TARGET_TEST, DataPlan, resolve_data
+from hf_xlt.data.patterns import label_of
+from hf_xlt.data.roles import (
+    AUXILIARY,
+    AUXILIARY_TEST,
+    SHOTS,
+    SOURCE_TEST,
+    TARGET_TEST,
+    TRAINING,
+    DataPlan,
+    resolve_data,
+)
 from hf_xlt.data.sources import EMBEDDED
 from hf_xlt.errors import ConfigError
 from hf_xlt.evaluation import RESULTS_NAME, longest_input, read_tests, score, write_results
@@ -146,7 +157,7 @@ def _claim_folder(model: str, record: RunRecord | None, plan: DataPlan, asked: s
     scored = plan.of_role(TARGET_TEST, AUXILIARY_TEST, SOURCE_TEST)
     if not scored:
         raise ConfigError("there is nothing to score: none of the languages has test data.")
-    folder = _output_folder(model, record, scored[0].source.name, asked)
+    folder = _output_folder(model, record, label_of(scored[0].place), asked)
     if (folder / RESULTS_NAME).is_file() and not overwrite:
         raise ConfigError(f"`{folder}` holds results already; add `--overwrite`, or give another `--output-dir`.")
     check_folder(folder)
@@ -206,7 +217,14 @@ def _plan(
     if languages:
         data.source_languages = [code for code in languages if code in data.source_languages]
         data.target_languages = [code for code in languages if code not in data.source_languages]
-    plan = resolve_data(data, task, needs_validation=False, trains=False)
+    # What the run was asked for need not fit other data; what is asked for now must.
+    strict = bool(data.language_map or data.divide_split)
+    if record is not None and not data.language_map:
+        data.language_map = record.arguments.get("language_map")
+    division = division_of(record) if record is not None and not data.divide_split else None
+    plan = resolve_data(data, task, needs_validation=False, trains=False, divided_before=division, strict=strict)
+    if record is not None:
+        plan.notes += notes_of_run(record, plan)
     if assumed and not known and plan.of_role(SOURCE_TEST):
         plan.notes.append(
             f"nothing tells which language the model was trained on; {', '.join(plan.source_languages)} is taken as "
@@ -217,6 +235,35 @@ def _plan(
         plan.window_overlap = record.arguments.get("window_overlap", plan.window_overlap)
         plan.set_apart({language["code"] for language in record.languages.get(AUXILIARY, [])})
     return plan
+
+
+def division_of(record: RunRecord) -> Division | None:
+    """Return how a run divided its data; only the very same sets are divided so again."""
+    divided = [entry["divided"] for entry in record.data.values() if entry.get("divided")]
+    if not divided:
+        return None
+    wholes = frozenset(whole for facts in divided for whole in facts["wholes"].values())
+    return Division(tuple(divided[0]["shares"].items()), divided[0]["seed"], wholes)
+
+
+def notes_of_run(record: RunRecord, plan: DataPlan) -> list[str]:
+    """Say which sets to be scored are those that a run learned from, and which it divided and are others now."""
+    notes = []
+    for entry in plan.of_role(SOURCE_TEST, TARGET_TEST):
+        fingerprint = entry.source.fingerprint(entry.language, entry.split)
+        for role in (TRAINING, AUXILIARY, SHOTS):
+            facts = record.data.get(role) or {}
+            by_column = entry.source.rows(entry.language, entry.split).split is not None
+            if facts.get("fingerprints", {}).get(entry.language) == fingerprint and (
+                not by_column or facts.get("split") == entry.split
+            ):
+                part = "" if role != SHOTS else ", of which the run learned from some rows"
+                notes.append(f"{entry.where} are the {role} data of the run{part}: the score is no test of it.")
+    divided = {name for facts in record.data.values() if facts.get("divided") for name in facts.get("sources") or ()}
+    others = [entry for entry in plan.of_role(SOURCE_TEST, TARGET_TEST) if not entry.is_part]
+    for name in sorted({entry.source.name for entry in others} & divided):
+        notes.append(f"`{name}` was divided by the run, but these are other files: they are not divided.")
+    return notes
 
 
 def task_of(config: Any) -> str:
@@ -296,10 +343,9 @@ def scoring_trainer(
     )
 
 
-def _output_folder(model: str, record: RunRecord | None, data_name: str, asked: str | None) -> Path:
+def _output_folder(model: str, record: RunRecord | None, label: str, asked: str | None) -> Path:
     if asked is not None:
         return Path(asked)
-    label = "".join(char if char.isalnum() or char in "-_" else "-" for char in data_name.split("/")[0])
     if _is_unscored_average(record):
         return Path(model)
     if record is not None and Path(model).is_dir():

@@ -56,16 +56,15 @@ def _rows(record: RunRecord) -> list[str]:
     for role, entry in record.data.items():
         for language, others in (entry.get("shared_with") or {}).items():
             found.append(
-                f"The {role} rows of {_named(record, language)} are {listed(others)} rows as well, by the user's leave: "
+                f"The {role} rows of {_named(record, language)} are {listed(others)} rows as well, as the user asked: "
                 "scores on such rows say little."
             )
         if entry.get("divided"):
             facts = entry["divided"]
             shares = ", ".join(f"{name} {share:g}" for name, share in facts["shares"].items())
             for source in entry.get("sources") or ():
-                divided[source] = (
-                    f"`{source}` came without splits and was divided by chance: {shares} (seed {facts['seed']})."
-                )
+                seed = facts["seed"]
+                divided[source] = f"`{source}` was divided into splits by chance: {shares} (seed {seed})."
     found += divided.values()
     return found + _seen(record)
 

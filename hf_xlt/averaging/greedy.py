@@ -17,6 +17,7 @@ from hf_xlt.errors import ConfigError
 if TYPE_CHECKING:
     from hf_xlt.arguments import DataArguments
     from hf_xlt.averaging.average import Selection, Settings
+    from hf_xlt.data.division import Division
 
 
 def add_while_not_worse(
@@ -113,12 +114,13 @@ class SourceScorer:
         languages: the source languages.
     """
 
-    def __init__(self, data: DataArguments, batch_size: int = 64) -> None:
+    def __init__(self, data: DataArguments, batch_size: int = 64, divided_before: Division | None = None) -> None:
         """Find the validation data; nothing of any target language is looked at.
 
         Args:
             data: what to score on; `target_languages` and `target_dataset` are left aside.
             batch_size: examples per batch.
+            divided_before: how the run divided its data.
 
         Raises:
             ConfigError: the data are missing or do not fit the task.
@@ -131,7 +133,15 @@ class SourceScorer:
         # Set past `__post_init__`, which would read an empty list as all languages.
         data = dataclasses.replace(data, target_dataset=None, target_split=data.validation_split)
         data.target_languages = []
-        self._plan = resolve_data(data, get_task(data.task), needs_validation=True, scores=False, trains=False)
+        self._plan = resolve_data(
+            data,
+            get_task(data.task),
+            needs_validation=True,
+            scores=False,
+            trains=False,
+            divided_before=divided_before,
+            strict=False,
+        )
         self._data, self._batch_size = data, batch_size
         self.metric, self.languages = self._plan.task.metric, self._plan.source_languages
 

@@ -128,7 +128,8 @@ class HubSource:
         """Return the names that lie there and are no codes."""
         return self._found(split)[1]
 
-    def _configuration_of(self, language: str | None) -> str | None:
+    def configuration_of(self, language: str | None) -> str | None:
+        """Return the name of the configuration that a language's data are in."""
         if not self._by_configuration:
             return self.configuration or None
         found = self._found("")[0]
@@ -142,7 +143,7 @@ class HubSource:
 
         if language is None and self._by_configuration:
             return sorted({name for code in self.languages("")[:1] for name in self.splits(code)})
-        configuration = self._configuration_of(language)
+        configuration = self.configuration_of(language)
         try:
             names = get_dataset_split_names(self.path, configuration)
         except Exception:
@@ -169,7 +170,7 @@ class HubSource:
                     f"language `{language}` is no configuration of `{self.path}`."
                     f"{missing_language(language, sorted(found), strange)}"
                 )
-            return self._load(self._configuration_of(language), split)
+            return self._load(self.configuration_of(language), split)
         table = self._load(self.configuration or None, split)
         rows = select_equal(table, self._column(table), found.get(language, language))
         if len(rows) == 0:
@@ -186,7 +187,7 @@ class HubSource:
     def rows(self, language: str, split: str) -> Rows:
         """Say which rows these are."""
         place = str(Path(self.path).resolve()) if self.hub_id is None else f"hub:{self.path}"
-        configuration = self._configuration_of(language)
+        configuration = self.configuration_of(language)
         return Rows(f"{place}:{configuration or ''}", split, None if self._by_configuration else language)
 
 

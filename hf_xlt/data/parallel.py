@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hf_xlt.data.patterns import parse_language_map
 from hf_xlt.data.sources import EMBEDDED, Source, make_source
 from hf_xlt.errors import ConfigError, close_match
 from hf_xlt.languages import check_code
@@ -37,6 +38,7 @@ def read_parallel(
     id_column: str | None = None,
     source_language: str = "en",
     language_column: str | None = None,
+    language_map: Sequence[str] | None = None,
 ) -> tuple[Source, list[ParallelSet]]:
     """Read parallel sentences by language.
 
@@ -49,6 +51,7 @@ def read_parallel(
         id_column: column that joins each language's rows with those of `source_language`; None takes `pair_column`.
         source_language: the other side of a join.
         language_column: column of the language, where files or configurations do not tell it.
+        language_map: `NAME=CODE` of languages that the data call by name.
 
     Returns:
         The source, and one set per language in the order asked.
@@ -58,10 +61,13 @@ def read_parallel(
     """
     if spec == EMBEDDED:
         raise ConfigError("the embedded task is no set of parallel sentences; give `--dataset` a pattern or a Hub id.")
-    source = make_source(spec, language_column, split)
+    source = make_source(spec, language_column, split, parse_language_map(language_map))
     known = source.languages(split)
     if not known:
-        raise ConfigError(f"no file fits `{spec}` for the split `{split}`. Check the pattern, or name the `--split`.")
+        there = " ".join(["", *source.left_out(split)])
+        raise ConfigError(
+            f"no file fits `{spec}` for the split `{split}`.{there} Check the pattern, or name the `--split`."
+        )
     wanted = _wanted_languages(languages, known, source_language if id_column else None)
     if id_column is None:
         return source, [

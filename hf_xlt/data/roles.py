@@ -5,6 +5,7 @@ Test sets are inspected here (file, columns, size) and read only for the final s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -69,6 +70,12 @@ class DataSet:
     def is_part(self) -> bool:
         """Whether it is a part of a divided set."""
         return self.source.rows(self.language, self.split).part is not None
+
+    @property
+    def place(self) -> str:
+        """Where the data lie, without what is not to be shared: the pattern, or the id and configuration."""
+        configuration = getattr(self.source, "configuration", "")
+        return f"{self.source.name}:{configuration}" if configuration else self.source.name
 
     @property
     def where(self) -> str:
@@ -158,6 +165,7 @@ def resolve_data(
     scores: bool = True,
     trains: bool = True,
     divided_before: Division | None = None,
+    strict: bool = True,
 ) -> DataPlan:
     """Find every data set that a run needs and check that it is there, has its columns and is not empty.
 
@@ -169,6 +177,7 @@ def resolve_data(
         scores: whether test sets are scored.
         trains: whether training sets are read.
         divided_before: how the run that made a model divided its data, where the arguments ask for no division.
+        strict: whether a division or a language map that is of no use is an error.
 
     Raises:
         ConfigError: a file, column, language or split is missing, a set is empty, or rows would have two roles.
@@ -203,7 +212,7 @@ def resolve_data(
         sets[SOURCE_TEST] = list(finder.find_source_test(source, languages, targets, notes))
         sets[TARGET_TEST] = finder.find(TARGET_TEST, homes, arguments.target_split)
         sets[AUXILIARY_TEST] = list(finder.find_auxiliary_test(sets.get(AUXILIARY, []), targets))
-    finder.finish(divided_before is None)
+    finder.finish(strict)
     _check_same_columns(entry for role in sets if role != TEXT for entry in sets[role])
     shots, labels, overlap = arguments.shot_seed, arguments.labels, arguments.window_overlap
     plan = DataPlan(task, languages, target_languages, sets, shots, labels, overlap, notes)
@@ -261,7 +270,7 @@ def _places(targets: Sequence[_Target]) -> str:
 
 
 def _place(source: Source) -> str:
-    return getattr(source, "pattern", source.name)
+    return getattr(source, "pattern", None) or getattr(source, "spec", source.name)
 
 
 def _all_with(language: str, split: str, candidates: Iterable[Source]) -> Iterator[Source]:
@@ -363,12 +372,14 @@ class _Finder:
 
     def __post_init__(self) -> None:
         self.names = parse_language_map(self.arguments.language_map)
+        self.found: list[DataSet] = []
         self.claims = Claims(self.arguments.allow_shared_rows, _HARMLESS)
 
-    def make(self, spec: str, split: str) -> Source:
-        """Open a source."""
+    def make(self, spec: str, split: str, role: str = "") -> Source:
+        """Open a source, divided where that is asked for; text without labels only beside labels of the same place."""
         source = make_source(spec, self.arguments.language_column, split, self.names)
-        if self.division is not None:
+        places = {os.path.abspath(_place(other)) for other in self.made}
+        if self.division is not None and (role != TEXT or os.path.abspath(_place(source)) in places):
             source = DividedSource(source, self.division, self._keys)
         self.made.append(source)
         return source
@@ -381,15 +392,15 @@ class _Finder:
         ids = table[id_column][:] if id_column in table.column_names else range(len(table))
         return (range(len(table)) if None in ids else ids), classes
 
-    def parse_target(self, spec: str, split: str) -> _Target:
+    def parse_target(self, spec: str, split: str, role: str = "") -> _Target:
         """Read `CODES=DATA`, or data alone."""
         codes, separator, rest = spec.partition("=")
         names = [code.strip() for code in codes.split(",") if code.strip()]
         # Folders may be called `lang={lang}`.
         in_path = rest.startswith("{") and not all(map(is_code, names))
         if separator and not in_path and not any(char in codes for char in "/{."):
-            return _Target(self.make(rest, split), tuple(map(check_code, names)))
-        return _Target(self.make(spec, split), ())
+            return _Target(self.make(rest, split, role), tuple(map(check_code, names)))
+        return _Target(self.make(spec, split, role), ())
 
     def finish(self, strict: bool) -> None:
         """Say what was divided.
@@ -397,19 +408,22 @@ class _Finder:
         Raises:
             ConfigError: the division, or a name of the language map, is of no use; only with `strict`.
         """
-        divided = [source for source in self.made if isinstance(source, DividedSource) and source.divided]
-        for source in divided:
-            found = {whole for whole, _ in source.divided.values()}
-            wholes = sorted(f"its `{whole}` split" if whole else "a set without splits" for whole in found)
-            sentence = (
-                f"`{source.name}` ({', '.join(sorted(source.divided))}), {' or '.join(wholes)}, is divided by chance "
-                f"into {self.division.describe()}."
+        divided: dict[str, dict[str, str]] = {}
+        for entry in self.found:
+            if entry.is_part:
+                whole = entry.source.divided[entry.language][0]
+                what = f"the split `{whole}`" if whole else "one set without splits"
+                divided.setdefault(entry.source.name, {})[entry.language] = what
+        for name, wholes in divided.items():
+            what = " or ".join(sorted(set(wholes.values())))
+            self.notes.append(
+                f"`{name}` ({', '.join(sorted(wholes))}): {what} each, divided by chance into "
+                f"{self.division.describe()}{', stratified by class' * (self.task.class_column is not None)}."
             )
-            self.notes += [sentence] if sentence not in self.notes else []
         if not strict:
             return
         if self.division is not None and not divided:
-            there = sorted({name for source in self.made for name in source.inner.splits()})
+            there = sorted({name for source in self.made for name in getattr(source, "inner", source).splits()})
             raise ConfigError(
                 f"`--divide-split` divides nothing: the data have the splits {', '.join(there) or 'none'}, and only "
                 "data with one of the parts at most, or with one split, are divided. Leave it out, or name others."
@@ -428,7 +442,7 @@ class _Finder:
         split = getattr(self.arguments, f"{role}_split")
         found: dict[str, Source] = {}
         for spec in specs or ():
-            target = self.parse_target(spec, split)
+            target = self.parse_target(spec, split, role)
             for language in target.limited_to or target.source.languages(split):
                 found.setdefault(language, target.source)
             if ALL_LANGUAGES in languages:
@@ -488,4 +502,5 @@ class _Finder:
         columns = self.task.find_columns(shape.columns, given, where) if role != TEXT else {}
         entry = DataSet(role, language, split, source, columns, shape.rows, limit)
         self.claims.take(entry, source.rows(language, split))
+        self.found.append(entry)
         return entry

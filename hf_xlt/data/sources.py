@@ -88,8 +88,8 @@ def _check_single(path: Path, split: str | None, default: str | None, pattern: s
     if split != default:
         raise ConfigError(
             f"`{path}` is a single set, used as `{default}`, without a `{SPLIT_COLUMN}` column to take `{split}` from."
-            f" Give a pattern with {{split}}, or a separate file for the role that needs `{split}`, or divide the set: "
-            "`--divide-split train=0.8,validation=0.1,test=0.1`."
+            f" Give a pattern with {{split}}, or a separate file for the role that needs `{split}`; or let `hf-xlt "
+            "run` divide the set: `--divide-split train=0.8,validation=0.1,test=0.1`."
         )
     if split not in USUAL_SPLITS and split not in re.split(r"[^A-Za-z0-9]+", pattern) and split not in pattern:
         raise ConfigError(
@@ -136,13 +136,17 @@ class FileSource:
         broken = [name for name, path in paths.items() if not path.is_file()]
         return {code: paths[name] for code, name in found.items()}, strange, broken
 
+    def names_splits(self, path: Path) -> bool:
+        """Say whether a column of a file names the splits."""
+        return not self._by_path and has_split_column(path)
+
     def _values(self, path: Path) -> list[str] | None:
         """Return the splits that a file's column names; None where it has no such column, or splits lie in paths."""
         if self._by_path:
             return None
         key = (str(path), path.stat().st_mtime_ns)
         if key not in self._columns:
-            self._columns[key] = split_names(read_file(path)) if has_split_column(path) else None
+            self._columns[key] = split_names(read_file(path)) if self.names_splits(path) else None
         return self._columns[key]
 
     def splits(self, language: str | None = None) -> list[str]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_xlt.data.patterns import parse_language_map
 from hf_xlt.data.sources import FileSource, HubSource, make_source
+from hf_xlt.data.tables import SPLIT_COLUMN
 from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.launch import is_first_process
 from hf_xlt.pretraining.batches import PhaseText
 from hf_xlt.pretraining.corpus import Corpus, Subset, build_corpus, encode_documents, hold_out
 from hf_xlt.pretraining.plan import ALL_LANGUAGES, Phase, Source
@@ -37,11 +42,14 @@ def source_languages(source: Source, language_column: str | None = None) -> tupl
     Raises:
         ConfigError: there are none, or one that is asked for is missing.
     """
-    opened = make_source(source.text, language_column, source.split)
+    opened = make_source(source.text, language_column, source.split, parse_language_map(source.language_map))
     present = opened.languages(source.split)
     if not present:
-        raise ConfigError(f"no text fits `{source.text}` (split `{source.split}`); check the pattern.")
+        there = " ".join(["", *opened.left_out(source.split)])
+        raise ConfigError(f"no text fits `{source.text}` (split `{source.split}`); check the pattern.{there}")
     if ALL_LANGUAGES in source.languages:
+        for sentence in opened.left_out(source.split):
+            _tell(sentence)
         return opened, present
     for code in source.languages:
         if code not in present:
@@ -50,6 +58,13 @@ def source_languages(source: Source, language_column: str | None = None) -> tupl
                 f"Languages there: {', '.join(present)}."
             )
     return opened, list(source.languages)
+
+
+@functools.cache
+def _tell(note: str) -> None:
+    """Say once, on stderr, what lies there and is not used."""
+    if is_first_process():
+        print(f"Note: {note}", file=sys.stderr)  # noqa: T201
 
 
 def load_phase_text(
@@ -152,9 +167,12 @@ def _open_stream(opened: Any, source: Source, code: str) -> Any:
             path = opened._path(code, source.split)
             options = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
             kind = kinds[path.suffix.lower()]
-            return load_dataset(kind, data_files=str(path), split="train", streaming=True, **options)
+            stream = load_dataset(kind, data_files=str(path), split="train", streaming=True, **options)
+            if opened.names_splits(path):
+                stream = stream.filter(functools.partial(_is_of_split, split=source.split))
+            return stream
         if isinstance(opened, HubSource) and "{lang}" in opened.configuration:
-            configuration = opened.configuration.replace("{lang}", code)
+            configuration = opened.configuration_of(code)
             return load_dataset(opened.path, configuration, split=source.split, streaming=True)
     except ConfigError:
         raise
@@ -162,6 +180,10 @@ def _open_stream(opened: Any, source: Source, code: str) -> Any:
         # `datasets` raises many kinds of error for one cause: this set is not to be had.
         raise ConfigError(f"text `{source.text}` of `{code}` cannot be streamed: {error}") from error
     raise ConfigError(f"text `{source.text}` cannot be streamed by language; give a pattern with {{lang}}.")
+
+
+def _is_of_split(row: Mapping[str, Any], split: str) -> bool:
+    return str(row[SPLIT_COLUMN]) == split
 
 
 def _stream_size(

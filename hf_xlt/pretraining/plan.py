@@ -36,6 +36,7 @@ class Source:
         text_column: column of the text.
         id_column: column whose equal values mark translations.
         streaming: read it while training instead of tokenising it before; for text that is too large.
+        language_map: `NAME=CODE` of languages that the text calls by name.
     """
 
     text: str
@@ -44,6 +45,7 @@ class Source:
     text_column: str = "text"
     id_column: str = "id"
     streaming: bool = False
+    language_map: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,8 @@ class Phase:
         values = json.loads(json.dumps(dataclasses.asdict(self)))
         for source in values["sources"]:
             source["text"] = shareable_pattern(source["text"])
+            if not source["language_map"]:
+                del source["language_map"]
         if self.tokenizer is not None:
             values["tokenizer"] = shareable_pattern(self.tokenizer)
         return {name: value for name, value in values.items() if _LATER_FIELDS.get(name, ...) != value}
@@ -200,7 +204,19 @@ def make_source(value: Any, where: str) -> Source:
         values["languages"] = [code.strip() for code in values["languages"].split(",")]
     if "languages" in values:
         values["languages"] = tuple(values["languages"])
+    if "language_map" in values:
+        values["language_map"] = _name_map(values["language_map"])
     return Source(**values)
+
+
+def _name_map(value: Any) -> tuple[str, ...]:
+    """Read a map of names to codes from YAML: a mapping, a list of `NAME=CODE`, or these in one text."""
+    from hf_xlt.data.patterns import parse_language_map
+
+    entries = [f"{name}={code}" for name, code in value.items()] if isinstance(value, dict) else value
+    entries = [entries] if isinstance(entries, str) else entries
+    codes = parse_language_map(entries or ()).codes
+    return tuple(f"{name}={code}" for name, code in codes.items())
 
 
 def make_phase(value: Any, sources: Sequence[Source]) -> Phase:

@@ -5,10 +5,11 @@ Every source is read whole into memory; streams are not read here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from hf_xlt.data.patterns import parse_language_map
 from hf_xlt.data.sources import Source, make_source
 from hf_xlt.errors import ConfigError, close_match
 from hf_xlt.languages import check_code
@@ -48,6 +49,8 @@ def read_texts(
     split: str = "train",
     text_column: str = "text",
     language_column: str | None = None,
+    language_map: Sequence[str] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> dict[str, LanguageText]:
     """Read the text of every language from all sources that have it.
 
@@ -57,6 +60,8 @@ def read_texts(
         split: the split to read.
         text_column: column of the text.
         language_column: column of the language, where the pattern has no `{lang}`.
+        language_map: `NAME=CODE` of languages that the data call by name.
+        tell: called with what lies there and is not used, in sentences.
 
     Returns:
         Texts by language code: as asked for, or sorted.
@@ -66,9 +71,13 @@ def read_texts(
     """
     if not specs:
         raise ConfigError("no text: give `--text` with a pattern such as `DIR/{lang}.parquet` or a Hub id.")
-    sources = [make_source(spec, language_column, split) for spec in specs]
+    names = parse_language_map(language_map)
+    sources = [make_source(spec, language_column, split, names) for spec in specs]
     found = [_languages(source, spec, split) for source, spec in zip(sources, specs, strict=True)]
     known = sorted({code for codes in found for code in codes})
+    if languages.strip() == ALL and tell is not None:
+        for sentence in dict.fromkeys(sentence for source in sources for sentence in source.left_out(split)):
+            tell(sentence)
     return {
         code: _read_language(
             code, [source for source, codes in zip(sources, found, strict=True) if code in codes], split, text_column
@@ -80,8 +89,10 @@ def read_texts(
 def _languages(source: Source, spec: str, split: str) -> list[str]:
     codes = source.languages(split)
     if not codes:
+        there = " ".join(["", *source.left_out(split)])
         raise ConfigError(
-            f"no file fits `{spec}` (split `{split}`). Check the pattern, or name the split with `--text-split`."
+            f"no file fits `{spec}` (split `{split}`).{there} Check the pattern, or name the split with "
+            "`--text-split`."
         )
     return codes
 
