@@ -8,6 +8,8 @@ from typing import Any
 
 from typer.core import TyperCommand
 
+from hf_xlt.errors import ConfigError
+
 EXIT_CODES = "Exit codes: 0 done, 1 failure, 2 usage, 130 interrupted."
 QUIET, TRACEBACK = ("--quiet", "-q"), ("--traceback",)
 _SHARED = {
@@ -18,6 +20,22 @@ _SHARED = {
 
 class Command(TyperCommand):
     """A command whose help and completion name the shared flags, which `main` takes off the command line."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse, but refuse a flag with one value that comes twice: the first value would be lost without a word.
+
+        Raises:
+            ConfigError: there is one.
+        """
+        for option in self.get_params(ctx):
+            names = {name for name in option.opts if name.startswith("-")}
+            given = sum(word.partition("=")[0] in names for word in args) if names else 0
+            if given > 1 and not (option.multiple or option.is_flag):
+                raise ConfigError(
+                    f"`{option.opts[0]}` is there {given} times, and takes one value; several names in one value are "
+                    "separated by commas."
+                )
+        return super().parse_args(ctx, args)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write the shared flags below the command's own."""

@@ -250,15 +250,15 @@ def notes_of_run(record: RunRecord, plan: DataPlan) -> list[str]:
     """Say which sets to be scored are those that a run learned from, and which it divided and are others now."""
     notes = []
     for entry in plan.of_role(SOURCE_TEST, TARGET_TEST):
-        fingerprint = entry.source.fingerprint(entry.language, entry.split)
         for role in (TRAINING, AUXILIARY, SHOTS):
             facts = record.data.get(role) or {}
-            by_column = entry.source.rows(entry.language, entry.split).split is not None
-            if facts.get("fingerprints", {}).get(entry.language) == fingerprint and (
-                not by_column or facts.get("split") == entry.split
-            ):
-                part = "" if role != SHOTS else ", of which the run learned from some rows"
-                notes.append(f"{entry.where} are the {role} data of the run{part}: the score is no test of it.")
+            known = facts.get("fingerprints", {}).get(entry.language)
+            if known is None or known != entry.source.fingerprint(entry.language, entry.split):
+                continue
+            # The hash is that of a file, whose splits a column may tell apart.
+            if entry.source.rows(entry.language, entry.split).split in (None, facts.get("split")):
+                some = " (some of these rows)" * (role == SHOTS)
+                notes.append(f"{entry.where} are the {role} data of the run{some}: the score is no test of it.")
     divided = {name for facts in record.data.values() if facts.get("divided") for name in facts.get("sources") or ()}
     others = [entry for entry in plan.of_role(SOURCE_TEST, TARGET_TEST) if not entry.is_part]
     for name in sorted({entry.source.name for entry in others} & divided):

@@ -8,7 +8,7 @@ are in the same part in every language that has the same ids.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -176,9 +176,9 @@ class DividedSource:
         one = len([name for name in there if name in self.division.parts]) <= 1 and self.division.only is None
         return list(dict.fromkeys([*self.division.parts, *there])) if one else there
 
-    def left_out(self, split: str) -> list[str]:
+    def left_out(self, split: str, used: Collection[str] = ()) -> list[str]:
         """Say what lies there and is not used; a part is in all languages that the whole is in."""
-        return [] if split in self.division.parts and not self.inner.splits() else self.inner.left_out(split)
+        return [] if split in self.division.parts and not self.inner.splits() else self.inner.left_out(split, used)
 
     def inspect(self, language: str, split: str) -> Shape:
         """Return columns and size of a part."""

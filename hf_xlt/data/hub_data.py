@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -119,7 +120,7 @@ class HubSource:
         """Return the languages among the configuration names, or in the language column."""
         return sorted(self._found(split)[0])
 
-    def left_out(self, split: str) -> list[str]:
+    def left_out(self, split: str, used: Collection[str] = ()) -> list[str]:
         """Say what lies there and is none of `languages(split)`, and why, in sentences."""
         told = unknown_names(self._found(split)[1], f"`{self.name}`")
         return [told] if told else []
@@ -204,7 +205,7 @@ class EmbeddedSource:
 
         return sorted((SOURCE_LANGUAGE, *TARGET_LANGUAGES))
 
-    def left_out(self, split: str) -> list[str]:
+    def left_out(self, split: str, used: Collection[str] = ()) -> list[str]:
         """Return nothing: all of its languages are used."""
         return []
 

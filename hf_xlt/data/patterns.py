@@ -149,9 +149,9 @@ def label_of(place: str) -> str:
 
     `topic/{split}.{lang}.csv` gives `topic`, `topic/a.{lang}.csv` gives `topic-a`, `org/name:{lang}` gives `org-name`.
     """
-    words, last = [], Path(place).name
-    ending = os.path.splitext(last)[1]
-    text = place.removesuffix(ending) if ending[1:].lower() in _FILE_ENDINGS else place
+    words, text = [], place
+    while (ending := os.path.splitext(text)[1]) and ending[1:].lower() in _FILE_ENDINGS:
+        text = text.removesuffix(ending)
     for word in re.split(r"[^\w-]+", _PARTS.sub(" ", text)):
         word = word.strip("-_")
         if word:

@@ -5,19 +5,17 @@ Test sets are inspected here (file, columns, size) and read only for the final s
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from hf_xlt.data.division import DividedSource, Division, parse_division
+from hf_xlt.data.division import Division, parse_division
 from hf_xlt.data.labels import LabelInventory
 from hf_xlt.data.overlap import Claims, Seen, Shared
-from hf_xlt.data.patterns import missing_language, parse_language_map
 from hf_xlt.data.shots import shot_order
-from hf_xlt.data.sources import Source, make_source
+from hf_xlt.data.sources import Source
+from hf_xlt.data.targets import ALL_LANGUAGES, Opener, Target, all_with, target_languages, target_sources
 from hf_xlt.errors import ConfigError, close_match
-from hf_xlt.languages import check_code, is_code
 from hf_xlt.tasks import COLUMN_ROLES, Task
 
 if TYPE_CHECKING:
@@ -34,7 +32,6 @@ TARGET_TEST = "target"
 AUXILIARY = "auxiliary"
 AUXILIARY_TEST = "auxiliary test"
 TEXT = "text"
-ALL_LANGUAGES = "all"
 # Text without labels may be that of labelled rows, as long as these are not scored or selected on.
 _HARMLESS = frozenset(frozenset((TEXT, role)) for role in (TRAINING, SHOTS, AUXILIARY))
 
@@ -183,18 +180,20 @@ def resolve_data(
         ConfigError: a file, column, language or split is missing, a set is empty, or rows would have two roles.
     """
     languages = tuple(arguments.source_languages)
-    finder = _Finder(arguments, task, parse_division(arguments.divide_split, arguments.divide_seed) or divided_before)
-    source = finder.make(arguments.dataset, arguments.source_split)
+    division = parse_division(arguments.divide_split, arguments.divide_seed) or divided_before
+    finder = _Finder(arguments, task, Opener(arguments, task, division))
+    serves = arguments.source_split if trains else arguments.target_split
+    source = finder.opener.open(arguments.dataset, serves)
     sets: dict[str, list[DataSet]] = {}
     notes: list[str] = finder.notes
     if trains:
         sets[TRAINING] = finder.find(TRAINING, dict.fromkeys(languages, source), arguments.source_split)
-    targets = _target_sources(finder, source)
+    targets = target_sources(finder.opener, source)
     if trains:
         beside = finder.find_beside(AUXILIARY, arguments.auxiliary_dataset, arguments.auxiliary_languages)
         sets[AUXILIARY] = _without_sources(beside, arguments)
     auxiliary = [entry.language for entry in sets.get(AUXILIARY, [])]
-    target_languages, homes = _target_languages(arguments, targets, auxiliary, notes)
+    chosen, homes = target_languages(arguments, targets, auxiliary, notes)
     if trains:
         sets[TEXT] = finder.find_beside(TEXT, arguments.text_dataset, arguments.text_languages)
     if needs_validation:
@@ -212,11 +211,14 @@ def resolve_data(
         sets[SOURCE_TEST] = list(finder.find_source_test(source, languages, targets, notes))
         sets[TARGET_TEST] = finder.find(TARGET_TEST, homes, arguments.target_split)
         sets[AUXILIARY_TEST] = list(finder.find_auxiliary_test(sets.get(AUXILIARY, []), targets))
-    finder.finish(strict)
+    parts = [entry for role in sets for entry in sets[role] if entry.is_part]
+    notes += finder.opener.describe_parts(parts)
+    if strict:
+        finder.opener.check_used(bool(parts))
     _check_same_columns(entry for role in sets if role != TEXT for entry in sets[role])
     shots, labels, overlap = arguments.shot_seed, arguments.labels, arguments.window_overlap
-    plan = DataPlan(task, languages, target_languages, sets, shots, labels, overlap, notes)
-    plan.division, plan.shared = finder.division, finder.claims.shared
+    plan = DataPlan(task, languages, chosen, sets, shots, labels, overlap, notes)
+    plan.division, plan.shared = division, finder.claims.shared
     plan.notes += [entry.describe() for entry in plan.shared]
     return _with_known_labels(plan) if trains and task.with_labels else plan
 
@@ -241,48 +243,6 @@ def _check_same_columns(entries: Iterable[DataSet]) -> None:
             )
 
 
-@dataclass
-class _Target:
-    """One `--target-dataset`: its source, and the languages it is limited to."""
-
-    source: Source
-    limited_to: tuple[str, ...]
-
-    def left_out(self, split: str) -> list[str]:
-        """Say what lies there and is not used, where no languages were named."""
-        return [] if self.limited_to else self.source.left_out(split)
-
-    def strange(self, split: str) -> list[str]:
-        """Return the names that are no codes, where no languages were named."""
-        return [] if self.limited_to else self.source.strange(split)
-
-
-def _target_sources(finder: _Finder, source: Source) -> list[_Target]:
-    arguments = finder.arguments
-    if not arguments.target_dataset:
-        return [_Target(source, ())]
-    return [finder.parse_target(spec, arguments.target_split) for spec in arguments.target_dataset]
-
-
-def _places(targets: Sequence[_Target]) -> str:
-    """Name target data as the user did."""
-    return ", ".join(f"`{_place(target.source)}`" for target in targets)
-
-
-def _place(source: Source) -> str:
-    return getattr(source, "pattern", None) or getattr(source, "spec", source.name)
-
-
-def _all_with(language: str, split: str, candidates: Iterable[Source]) -> Iterator[Source]:
-    """Return the sources that have a language's split."""
-    for candidate in candidates:
-        try:
-            if language in candidate.languages(split):
-                yield candidate
-        except ConfigError:
-            continue
-
-
 def _without_sources(entries: list[DataSet], arguments: DataArguments) -> list[DataSet]:
     """Take the source languages out of the auxiliary ones, unless they were named."""
     named = [language for language in arguments.source_languages if language in arguments.auxiliary_languages]
@@ -296,144 +256,17 @@ def _without_sources(entries: list[DataSet], arguments: DataArguments) -> list[D
     return others
 
 
-def _target_languages(
-    arguments: DataArguments, targets: Sequence[_Target], auxiliary: Sequence[str], notes: list[str]
-) -> tuple[tuple[str, ...], dict[str, Source]]:
-    """Choose the target languages, and for each where its data lie: the first source that has it.
-
-    An auxiliary language has labels in training: scoring it among the zero-shot targets would flatter their average.
-    """
-    split = arguments.target_split
-    homes: dict[str, Source] = {}
-    for target in targets:
-        for language in target.limited_to or target.source.languages(split):
-            first = homes.setdefault(language, target.source)
-            if first is not target.source and _is_wanted(language, arguments):
-                notes.append(f"`{language}` is in {_name(first)} and in {_name(target.source)}; the first is used.")
-    present = [language for language in homes if language not in (*arguments.source_languages, *auxiliary)]
-    both = [language for language in auxiliary if language in arguments.target_languages]
-    if both:
-        raise ConfigError(
-            f"`{both[0]}` is both an auxiliary and a target language. A target language is one without training "
-            "labels; leave it out of one of the lists."
-        )
-    if ALL_LANGUAGES in arguments.target_languages:
-        chosen = present
-        notes += [sentence for target in targets for sentence in target.left_out(split)]
-        if not chosen and auxiliary:
-            raise ConfigError(
-                f"every language of the target data is an auxiliary one ({', '.join(auxiliary)}), so no zero-shot "
-                "target is left. Name fewer with `--auxiliary-languages`."
-            )
-        if not chosen:
-            raise ConfigError(
-                f"no target language has a `{split}` split in {_places(targets)}.{_what_is_there(targets, split)} "
-                "Check the pattern, or name the split with `--target-split`."
-            )
-    else:
-        chosen = list(arguments.target_languages)
-        for language in chosen:
-            if language not in homes:
-                strange = [name for target in targets for name in target.strange(split)]
-                raise ConfigError(
-                    f"target language `{language}` has no `{split}` split in {_places(targets)}."
-                    f"{missing_language(language, sorted(homes), strange)}"
-                    f"{'' if homes else _what_is_there(targets, split)}"
-                )
-    return tuple(chosen), {language: homes[language] for language in chosen}
-
-
-def _is_wanted(language: str, arguments: DataArguments) -> bool:
-    wanted = arguments.target_languages
-    return language not in arguments.source_languages and (ALL_LANGUAGES in wanted or language in wanted)
-
-
-def _name(source: Source) -> str:
-    return f"`{source.name}`"
-
-
-def _what_is_there(targets: Sequence[_Target], split: str) -> str:
-    """Say which splits lie there, and which names that are no codes."""
-    splits = sorted({name for target in targets for name in target.source.splits()})
-    told = f" Splits there: {', '.join(splits)}." if splits and split not in splits else ""
-    left_out = [sentence for target in targets for sentence in target.left_out(split)]
-    return " ".join([told, *left_out])
-
-
 @dataclass
 class _Finder:
     """Looks data sets up and checks them."""
 
     arguments: DataArguments
     task: Task
-    division: Division | None = None
+    opener: Opener
     notes: list[str] = field(default_factory=list)
-    made: list[Source] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.names = parse_language_map(self.arguments.language_map)
-        self.found: list[DataSet] = []
         self.claims = Claims(self.arguments.allow_shared_rows, _HARMLESS)
-
-    def make(self, spec: str, split: str, role: str = "") -> Source:
-        """Open a source, divided where that is asked for; text without labels only beside labels of the same place."""
-        source = make_source(spec, self.arguments.language_column, split, self.names)
-        places = {os.path.abspath(_place(other)) for other in self.made}
-        if self.division is not None and (role != TEXT or os.path.abspath(_place(source)) in places):
-            source = DividedSource(source, self.division, self._keys)
-        self.made.append(source)
-        return source
-
-    def _keys(self, table: Dataset, where: str) -> tuple[Sequence[object], Sequence[object] | None]:
-        """Return the ids of rows, or their numbers, and their classes where the task has some."""
-        name, id_column = self.task.class_column, self.arguments.id_column
-        given = {role: getattr(self.arguments, f"{role}_column") for role in COLUMN_ROLES}
-        classes = table[self.task.find_columns(table.column_names, given, where)[name]][:] if name else None
-        ids = table[id_column][:] if id_column in table.column_names else range(len(table))
-        return (range(len(table)) if None in ids else ids), classes
-
-    def parse_target(self, spec: str, split: str, role: str = "") -> _Target:
-        """Read `CODES=DATA`, or data alone."""
-        codes, separator, rest = spec.partition("=")
-        names = [code.strip() for code in codes.split(",") if code.strip()]
-        # Folders may be called `lang={lang}`.
-        in_path = rest.startswith("{") and not all(map(is_code, names))
-        if separator and not in_path and not any(char in codes for char in "/{."):
-            return _Target(self.make(rest, split, role), tuple(map(check_code, names)))
-        return _Target(self.make(spec, split, role), ())
-
-    def finish(self, strict: bool) -> None:
-        """Say what was divided.
-
-        Raises:
-            ConfigError: the division, or a name of the language map, is of no use; only with `strict`.
-        """
-        divided: dict[str, dict[str, str]] = {}
-        for entry in self.found:
-            if entry.is_part:
-                whole = entry.source.divided[entry.language][0]
-                what = f"the split `{whole}`" if whole else "one set without splits"
-                divided.setdefault(entry.source.name, {})[entry.language] = what
-        for name, wholes in divided.items():
-            what = " or ".join(sorted(set(wholes.values())))
-            self.notes.append(
-                f"`{name}` ({', '.join(sorted(wholes))}): {what} each, divided by chance into "
-                f"{self.division.describe()}{', stratified by class' * (self.task.class_column is not None)}."
-            )
-        if not strict:
-            return
-        if self.division is not None and not divided:
-            there = sorted({name for source in self.made for name in getattr(source, "inner", source).splits()})
-            raise ConfigError(
-                f"`--divide-split` divides nothing: the data have the splits {', '.join(there) or 'none'}, and only "
-                "data with one of the parts at most, or with one split, are divided. Leave it out, or name others."
-            )
-        unused = sorted(set(self.names.codes) - self.names.used)
-        if unused:
-            raise ConfigError(
-                f"`--language-map` names `{unused[0]}`, and no data of this run have a language of that name. Correct "
-                "it, or leave it out."
-            )
 
     def find(self, role: str, homes: Mapping[str, Source], split: str, limit: int | None = None) -> list[DataSet]:
         return [self._check(role, language, split, source, limit) for language, source in homes.items()]
@@ -442,11 +275,12 @@ class _Finder:
         split = getattr(self.arguments, f"{role}_split")
         found: dict[str, Source] = {}
         for spec in specs or ():
-            target = self.parse_target(spec, split, role)
+            target = self.opener.open_target(spec, split, role == TEXT)
             for language in target.limited_to or target.source.languages(split):
                 found.setdefault(language, target.source)
             if ALL_LANGUAGES in languages:
-                self.notes += [line for line in target.left_out(split) if line not in self.notes]
+                lines = target.left_out(split, self.arguments.source_languages)
+                self.notes += [line for line in lines if line not in self.notes]
         chosen = list(found) if ALL_LANGUAGES in languages else list(languages)
         missing = [language for language in chosen if language not in found]
         if specs and missing:
@@ -457,12 +291,12 @@ class _Finder:
         return self.find(role, {language: found[language] for language in chosen if language in found}, split)
 
     def find_source_test(
-        self, source: Source, languages: Sequence[str], targets: Sequence[_Target], notes: list[str]
+        self, source: Source, languages: Sequence[str], targets: Sequence[Target], notes: list[str]
     ) -> Iterator[DataSet]:
         """Find the source languages' test sets; one that is missing costs the transfer gap, not the run."""
         split, targets_named = self.arguments.target_split, bool(self.arguments.target_dataset)
         for language in languages:
-            homes = list(_all_with(language, split, (source, *(target.source for target in targets))))
+            homes = list(all_with(language, split, (source, *(target.source for target in targets))))
             permitted = self.arguments.allow_shared_rows
             free = (home for home in homes if permitted or not self._taken(language, split, home))
             # Where one data set is for everything, sharing rows is the user's error; beside named targets, chance.
@@ -479,11 +313,11 @@ class _Finder:
                     f"Source language `{language}` has no `{split}` split: no transfer gap can be given for it."
                 )
 
-    def find_auxiliary_test(self, auxiliary: Sequence[DataSet], targets: Sequence[_Target]) -> Iterator[DataSet]:
+    def find_auxiliary_test(self, auxiliary: Sequence[DataSet], targets: Sequence[Target]) -> Iterator[DataSet]:
         """Find the auxiliary languages' test sets, where there are any: they are scored apart from the targets."""
         split = self.arguments.target_split
         for entry in auxiliary:
-            homes = _all_with(entry.language, split, (entry.source, *(target.source for target in targets)))
+            homes = all_with(entry.language, split, (entry.source, *(target.source for target in targets)))
             # What was trained on is no test, also where it is named a second time as target data.
             home = next((home for home in homes if not self._taken(entry.language, split, home)), None)
             if home is not None:
@@ -502,5 +336,4 @@ class _Finder:
         columns = self.task.find_columns(shape.columns, given, where) if role != TEXT else {}
         entry = DataSet(role, language, split, source, columns, shape.rows, limit)
         self.claims.take(entry, source.rows(language, split))
-        self.found.append(entry)
         return entry

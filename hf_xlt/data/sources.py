@@ -5,9 +5,8 @@ A source names languages and splits, tells the columns and size of one set witho
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,13 +32,16 @@ from hf_xlt.data.tables import (
     Rows,
     Shape,
     Source,
+    check_named,
+    check_single,
     find_language_column,
     has_split_column,
     hash_file,
+    place_of,
     select_equal,
     split_names,
 )
-from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.errors import ConfigError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,42 +62,6 @@ __all__ = [
 
 EMBEDDED = "embedded"
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*(:\S+)?")
-
-
-def _place(path: Path) -> str:
-    """Name a file as the file system does, so that links and other spellings of a path are one."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return str(path.resolve())
-    return f"{found.st_dev}:{found.st_ino}" if found.st_ino else str(path.resolve())
-
-
-def _check_single(path: Path, split: str | None, default: str | None, pattern: str) -> None:
-    """Check that a set without splits is asked for what it serves as.
-
-    Args:
-        path: the file.
-        split: what is asked for; None takes the whole.
-        default: what it serves as; None allows anything.
-        pattern: as the user typed it.
-
-    Raises:
-        ConfigError: another split is asked for, or one by a name that says nothing of the file.
-    """
-    if split is None or default is None:
-        return
-    if split != default:
-        raise ConfigError(
-            f"`{path}` is a single set, used as `{default}`, without a `{SPLIT_COLUMN}` column to take `{split}` from."
-            f" Give a pattern with {{split}}, or a separate file for the role that needs `{split}`; or let `hf-xlt "
-            "run` divide the set: `--divide-split train=0.8,validation=0.1,test=0.1`."
-        )
-    if split not in USUAL_SPLITS and split not in re.split(r"[^A-Za-z0-9]+", pattern) and split not in pattern:
-        raise ConfigError(
-            f"`{path}` has no splits (no {{split}} in `{pattern}`, no `{SPLIT_COLUMN}` column), so there is no "
-            f"`{split}` split. Leave out the flag that names it, or give data that have it."
-        )
 
 
 @dataclass
@@ -184,7 +150,7 @@ class FileSource:
                 if split is None or self.default_split in (None, split):
                     found.append(code)
         if single is not None and (not found or self.default_split == split):
-            _check_single(single, split, self.default_split, self.pattern)
+            check_single(single, split, self.default_split, self.pattern)
         return sorted(found)
 
     def _splits_or_none(self, path: Path) -> list[str] | None:
@@ -194,13 +160,13 @@ class FileSource:
             # A file that cannot be read is told of when it is used.
             return None
 
-    def left_out(self, split: str) -> list[str]:
-        """Say what lies there and is none of `languages(split)`, and why, in sentences."""
+    def left_out(self, split: str, used: Collection[str] = ()) -> list[str]:
+        """Say what lies there and is not used, and why, in sentences; `used` are codes that are, for other splits."""
         paths, strange, broken = self._there(split)
         told = [unknown_names(strange, f"`{self.name}`")]
         told += [f"`{name}` in `{self.name}` is a link that leads nowhere, and was not used." for name in broken]
         others = self._all_languages() if self._by_path else paths
-        lacking = sorted(set(others) - set(self.languages(split)))
+        lacking = sorted(set(others) - set(self.languages(split)) - set(used))
         if lacking:
             told.append(f"{', '.join(lacking)} in `{self.name}`: no `{split}` split, so not used.")
         return [sentence for sentence in told if sentence]
@@ -237,7 +203,7 @@ class FileSource:
         """Return columns and size; of Parquet only the footer is read, unless a column has the splits."""
         path = self._path(language, split)
         if self._values(path) is None:
-            _check_single(path, split, None if self._by_path else self.default_split, self.pattern)
+            check_single(path, split, None if self._by_path else self.default_split, self.pattern)
             return Shape(*inspect_file(path))
         table = self.read(language, split)
         return Shape(tuple(table.column_names), len(table))
@@ -247,9 +213,9 @@ class FileSource:
         path = self._path(language, split)
         values = self._values(path)
         if values is None:
-            _check_single(path, split, None if self._by_path else self.default_split, self.pattern)
+            check_single(path, split, None if self._by_path else self.default_split, self.pattern)
             return read_file(path)
-        _check_named(split, values, str(path))
+        check_named(split, values, str(path))
         return select_equal(read_file(path), SPLIT_COLUMN, split)
 
     def fingerprint(self, language: str, split: str | None) -> str:
@@ -259,20 +225,7 @@ class FileSource:
     def rows(self, language: str, split: str | None) -> Rows:
         """Say which rows these are."""
         path = self._path(language, split)
-        return Rows(_place(path), split if self._values(path) is not None else None)
-
-
-def _check_named(split: str | None, values: list[str], where: str) -> None:
-    """Check that a column of splits has one.
-
-    Raises:
-        ConfigError: it has not.
-    """
-    if split not in values:
-        raise ConfigError(
-            f"`{where}` has no `{split}` split in its column `{SPLIT_COLUMN}`.{close_match(str(split), values)} "
-            f"Splits there: {', '.join(values) or 'none'}."
-        )
+        return Rows(place_of(path), split if self._values(path) is not None else None)
 
 
 @dataclass
@@ -318,9 +271,9 @@ class ColumnSource:
         if "{split}" in self.pattern:
             return table
         if SPLIT_COLUMN in table.column_names:
-            _check_named(split, split_names(table), str(path))
+            check_named(split, split_names(table), str(path))
             return select_equal(table, SPLIT_COLUMN, split)
-        _check_single(path, split, self.default_split, self.pattern)
+        check_single(path, split, self.default_split, self.pattern)
         return table
 
     def splits(self, language: str | None = None) -> list[str]:
@@ -344,7 +297,7 @@ class ColumnSource:
         """Return the languages named in the language column; the split None reads a file without splits."""
         return sorted(self._found(split)[0])
 
-    def left_out(self, split: str) -> list[str]:
+    def left_out(self, split: str, used: Collection[str] = ()) -> list[str]:
         """Say what lies there and is none of `languages(split)`, and why, in sentences."""
         told = unknown_names(self._found(split)[1], f"`{self.name}`")
         return [told] if told else []
@@ -379,7 +332,7 @@ class ColumnSource:
         """Say which rows these are."""
         path = self._path(split)
         by_column = "{split}" not in self.pattern and SPLIT_COLUMN in self._whole(path).column_names
-        return Rows(_place(path), split if by_column else None, language)
+        return Rows(place_of(path), split if by_column else None, language)
 
 
 def make_source(

@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from hf_xlt.data.formats import inspect_file
-from hf_xlt.errors import ConfigError
+from hf_xlt.data.patterns import USUAL_SPLITS
+from hf_xlt.errors import ConfigError, close_match
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -62,8 +66,8 @@ class Source(Protocol):
     def languages(self, split: str) -> list[str]:
         """Return the language codes that have this split, sorted."""
 
-    def left_out(self, split: str) -> list[str]:
-        """Say what lies there and is none of `languages(split)`, and why, in sentences."""
+    def left_out(self, split: str, used: Collection[str] = ()) -> list[str]:
+        """Say what lies there and is not used, and why, in sentences; `used` are codes that are, for other splits."""
 
     def strange(self, split: str) -> list[str]:
         """Return the names that lie there in the place of languages and are no codes."""
@@ -162,3 +166,52 @@ def hash_file(path: Path) -> str:
     """Return the hash of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def place_of(path: Path) -> str:
+    """Name a file as the file system does, so that links and other spellings of a path are one."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return str(path.resolve())
+    return f"{found.st_dev}:{found.st_ino}" if found.st_ino else str(path.resolve())
+
+
+def check_single(path: Path, split: str | None, default: str | None, pattern: str) -> None:
+    """Check that a set without splits is asked for what it serves as.
+
+    Args:
+        path: the file.
+        split: what is asked for; None takes the whole.
+        default: what it serves as; None allows anything.
+        pattern: as the user typed it.
+
+    Raises:
+        ConfigError: another split is asked for, or one by a name that says nothing of the file.
+    """
+    if split is None or default is None:
+        return
+    if split != default:
+        raise ConfigError(
+            f"`{path}` is a single set, used as `{default}`, without a `{SPLIT_COLUMN}` column to take `{split}` from."
+            f" Give a pattern with {{split}}, or a separate file for the role that needs `{split}`; or let `hf-xlt "
+            "run` divide the set: `--divide-split train=0.8,validation=0.1,test=0.1`."
+        )
+    if split not in USUAL_SPLITS and split not in re.split(r"[^A-Za-z0-9]+", pattern) and split not in pattern:
+        raise ConfigError(
+            f"`{path}` has no splits (no {{split}} in `{pattern}`, no `{SPLIT_COLUMN}` column), so there is no "
+            f"`{split}` split. Leave out the flag that names it, or give data that have it."
+        )
+
+
+def check_named(split: str | None, values: list[str], where: str) -> None:
+    """Check that a column of splits has one.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    if split not in values:
+        raise ConfigError(
+            f"`{where}` has no `{split}` split in its column `{SPLIT_COLUMN}`.{close_match(str(split), values)} "
+            f"Splits there: {', '.join(values) or 'none'}."
+        )

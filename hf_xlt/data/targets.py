@@ -1,0 +1,221 @@
+"""Opening what the user named as data, and choosing the languages to transfer to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from hf_xlt.data.division import DividedSource, Division
+from hf_xlt.data.patterns import missing_language, parse_language_map
+from hf_xlt.data.sources import Source, make_source
+from hf_xlt.errors import ConfigError
+from hf_xlt.languages import check_code, is_code
+from hf_xlt.tasks import COLUMN_ROLES, Task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hf_xlt.arguments import DataArguments
+    from hf_xlt.data.roles import DataSet
+
+ALL_LANGUAGES = "all"
+
+
+@dataclass
+class Target:
+    """One `--target-dataset`: its source, and the languages it is limited to."""
+
+    source: Source
+    limited_to: tuple[str, ...]
+
+    def left_out(self, split: str, used: Collection[str] = ()) -> list[str]:
+        """Say what lies there and is not used, where no languages were named."""
+        return [] if self.limited_to else self.source.left_out(split, used)
+
+    def strange(self, split: str) -> list[str]:
+        """Return the names that are no codes, where no languages were named."""
+        return [] if self.limited_to else self.source.strange(split)
+
+
+def target_sources(opener: Opener, source: Source) -> list[Target]:
+    """Return the target data: those that were named, or else the source's."""
+    arguments = opener.arguments
+    if not arguments.target_dataset:
+        return [Target(source, ())]
+    return [opener.open_target(spec, arguments.target_split) for spec in arguments.target_dataset]
+
+
+def _places(targets: Sequence[Target]) -> str:
+    """Name target data as the user did."""
+    return ", ".join(f"`{_place(target.source)}`" for target in targets)
+
+
+def _place(source: Source) -> str:
+    return getattr(source, "pattern", None) or getattr(source, "spec", source.name)
+
+
+def all_with(language: str, split: str, candidates: Iterable[Source]) -> Iterator[Source]:
+    """Return the sources that have a language's split."""
+    for candidate in candidates:
+        try:
+            if language in candidate.languages(split):
+                yield candidate
+        except ConfigError:
+            continue
+
+
+@dataclass
+class Opener:
+    """Opens data of every role alike: names of languages mapped, sets divided, as the user asks.
+
+    Attributes:
+        arguments: what the user asked for.
+        task: the task, which names the columns.
+        division: how sets without splits are divided, or None.
+        opened: filled with every source.
+    """
+
+    arguments: DataArguments
+    task: Task
+    division: Division | None = None
+    opened: list[Source] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Read the map of names."""
+        self.names = parse_language_map(self.arguments.language_map)
+
+    def open(self, spec: str, split: str, is_text: bool = False) -> Source:
+        """Open a source.
+
+        Args:
+            spec: what the user typed.
+            split: what it serves as where it has no splits.
+            is_text: whether it is text without labels, which is divided only beside labels in the same place.
+
+        Raises:
+            ConfigError: it is no data.
+        """
+        source = make_source(spec, self.arguments.language_column, split, self.names)
+        places = {os.path.abspath(_place(other)) for other in self.opened}
+        if self.division is not None and (not is_text or os.path.abspath(_place(source)) in places):
+            source = DividedSource(source, self.division, self._keys)
+        self.opened.append(source)
+        return source
+
+    def _keys(self, table: Dataset, where: str) -> tuple[Sequence[object], Sequence[object] | None]:
+        """Return the ids of rows, or their numbers, and their classes where the task has some."""
+        name, id_column = self.task.class_column, self.arguments.id_column
+        given = {role: getattr(self.arguments, f"{role}_column") for role in COLUMN_ROLES}
+        classes = table[self.task.find_columns(table.column_names, given, where)[name]][:] if name else None
+        ids = table[id_column][:] if id_column in table.column_names else range(len(table))
+        return (range(len(table)) if None in ids else ids), classes
+
+    def open_target(self, spec: str, split: str, is_text: bool = False) -> Target:
+        """Open `CODES=DATA`, or data alone; see `open`."""
+        codes, separator, rest = spec.partition("=")
+        names = [code.strip() for code in codes.split(",") if code.strip()]
+        # Folders may be called `lang={lang}`.
+        in_path = rest.startswith("{") and not all(map(is_code, names))
+        if separator and not in_path and not any(char in codes for char in "/{."):
+            return Target(self.open(rest, split, is_text), tuple(map(check_code, names)))
+        return Target(self.open(spec, split, is_text), ())
+
+    def describe_parts(self, parts: Iterable[DataSet]) -> list[str]:
+        """Say in sentences what was divided, of the sets that are parts."""
+        divided: dict[str, dict[str, str]] = {}
+        for entry in parts:
+            whole = entry.source.divided[entry.language][0]
+            what = f"the split `{whole}`" if whole else "one set without splits"
+            divided.setdefault(entry.source.name, {})[entry.language] = what
+        stratified = ", stratified by class" * (self.task.class_column is not None)
+        return [
+            f"`{name}` ({', '.join(sorted(wholes))}): {' or '.join(sorted(set(wholes.values())))}, divided by chance "
+            f"into {self.division.describe()}{stratified}."
+            for name, wholes in divided.items()
+        ]
+
+    def check_used(self, divides: bool) -> None:
+        """Check that what was asked for was of use.
+
+        Raises:
+            ConfigError: nothing was divided, or the data have no language of a name that is mapped.
+        """
+        if self.division is not None and not divides:
+            there = sorted({name for source in self.opened for name in getattr(source, "inner", source).splits()})
+            raise ConfigError(
+                f"`--divide-split` divides nothing: the data have the splits {', '.join(there) or 'none'}, and only "
+                "data with one of the parts at most, or with one split, are divided. Leave it out, or name others."
+            )
+        unused = sorted(set(self.names.codes) - self.names.used)
+        if unused:
+            raise ConfigError(
+                f"`--language-map` names `{unused[0]}`, and no data of this run have a language of that name. Correct "
+                "it, or leave it out."
+            )
+
+
+def target_languages(
+    arguments: DataArguments, targets: Sequence[Target], auxiliary: Sequence[str], notes: list[str]
+) -> tuple[tuple[str, ...], dict[str, Source]]:
+    """Choose the target languages, and for each where its data lie: the first source that has it.
+
+    An auxiliary language has labels in training: scoring it among the zero-shot targets would flatter their average.
+    """
+    split = arguments.target_split
+    homes: dict[str, Source] = {}
+    for target in targets:
+        for language in target.limited_to or target.source.languages(split):
+            first = homes.setdefault(language, target.source)
+            if first is not target.source and _is_wanted(language, arguments):
+                notes.append(f"`{language}` is in {_name(first)} and in {_name(target.source)}; the first is used.")
+    present = [language for language in homes if language not in (*arguments.source_languages, *auxiliary)]
+    both = [language for language in auxiliary if language in arguments.target_languages]
+    if both:
+        raise ConfigError(
+            f"`{both[0]}` is both an auxiliary and a target language. A target language is one without training "
+            "labels; leave it out of one of the lists."
+        )
+    if ALL_LANGUAGES in arguments.target_languages:
+        chosen = present
+        used = (*arguments.source_languages, *auxiliary, *homes)
+        notes += [sentence for target in targets for sentence in target.left_out(split, used)]
+        if not chosen and auxiliary:
+            raise ConfigError(
+                f"every language of the target data is an auxiliary one ({', '.join(auxiliary)}), so no zero-shot "
+                "target is left. Name fewer with `--auxiliary-languages`."
+            )
+        if not chosen:
+            raise ConfigError(
+                f"no target language has a `{split}` split in {_places(targets)}.{_what_is_there(targets, split)} "
+                "Check the pattern, or name the split with `--target-split`."
+            )
+    else:
+        chosen = list(arguments.target_languages)
+        for language in chosen:
+            if language not in homes:
+                strange = [name for target in targets for name in target.strange(split)]
+                raise ConfigError(
+                    f"target language `{language}` has no `{split}` split in {_places(targets)}."
+                    f"{missing_language(language, sorted(homes), strange)}"
+                    f"{'' if homes else _what_is_there(targets, split)}"
+                )
+    return tuple(chosen), {language: homes[language] for language in chosen}
+
+
+def _is_wanted(language: str, arguments: DataArguments) -> bool:
+    wanted = arguments.target_languages
+    return language not in arguments.source_languages and (ALL_LANGUAGES in wanted or language in wanted)
+
+
+def _name(source: Source) -> str:
+    return f"`{source.name}`"
+
+
+def _what_is_there(targets: Sequence[Target], split: str) -> str:
+    """Say which splits lie there, and which names that are no codes."""
+    splits = sorted({name for target in targets for name in target.source.splits()})
+    told = f" Splits there: {', '.join(splits)}." if splits and split not in splits else ""
+    left_out = [sentence for target in targets for sentence in target.left_out(split)]
+    return " ".join([told, *left_out])
