@@ -214,3 +214,45 @@ def test_evaluation_folders_are_called_as_the_data(place, label):
 def test_only_whole_names_fit(tmp_path):
     lay(tmp_path, "a/test.jsonl", "b/c/test.jsonl")
     assert [fit.parts["lang"] for fit in find_fits(str(tmp_path / "{lang}/test.jsonl"), {})] == ["a"]
+
+
+def test_text_and_parallel_sentences_take_the_map_too(tmp_path, capsys):
+    from hf_xlt.data.parallel import read_parallel
+    from hf_xlt.make_pairs import Recipe, read_splits
+    from hf_xlt.pretraining.loading import source_languages
+    from hf_xlt.pretraining.plan import make_source as plan_source
+    from hf_xlt.pretraining.texts import read_texts
+
+    lay(
+        tmp_path,
+        *(f"{name}/{split}.jsonl" for name in ("indonesian", "en", "odd name") for split in ("train", "test")),
+    )
+    pattern, told = str(tmp_path / "{lang}/{split}.jsonl"), []
+    texts = read_texts([pattern], language_map=["indonesian=id"], tell=told.append)
+    assert list(texts) == ["en", "id"] and len(told) == 1 and "`odd name`" in told[0]
+    _, sets = read_parallel(pattern, "test", pair_column="text", language_map=["indonesian=id"])
+    assert [entry.language for entry in sets] == ["en", "id"]
+    source = plan_source({"text": pattern, "language_map": {"indonesian": "id"}}, "plan")
+    assert source_languages(source)[1] == ["en", "id"] and "`odd name`" in capsys.readouterr().err
+    recipe = Recipe(pattern, splits=("test",), language_map=("indonesian=fr",))
+    with pytest.raises(ConfigError, match=r"pair|sentences"):
+        # Three sentences are too few for pairs; the languages were found.
+        read_splits(recipe)
+
+
+def test_pairs_of_two_splits_are_not_made_of_one_set(tmp_path):
+    from hf_xlt.make_pairs import Recipe, read_splits
+
+    lay(tmp_path, "en.jsonl", "de.jsonl")
+    with pytest.raises(ConfigError, match="single set, used as `test`"):
+        read_splits(Recipe(str(tmp_path / "{lang}.jsonl"), splits=("train", "test")))
+
+
+def test_streamed_text_is_that_of_the_split_in_a_column(tmp_path):
+    from hf_xlt.pretraining.loading import _open_stream
+    from hf_xlt.pretraining.plan import Source
+
+    write_rows(tmp_path / "en.jsonl", [{"text": split, "split": split} for split in ("train", "test", "train")])
+    pattern = str(tmp_path / "{lang}.jsonl")
+    opened = make_source(pattern, None, "train")
+    assert [row["text"] for row in _open_stream(opened, Source(pattern, streaming=True), "en")] == ["train"] * 2

@@ -284,7 +284,7 @@ def test_a_run_tells_what_was_divided_and_evaluate_divides_alike(world, capsys):
     again = json.loads(capsys.readouterr().out)
     assert again["languages"] == record["results"]["languages"] and again["folder"].endswith("evaluations/x")
     assert main(["evaluate", "out", "--dataset", "y/{lang}.jsonl", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["languages"]["de"]["n"] == 30
+    assert json.loads(capsys.readouterr().out)["languages"]["de"]["examples"] == 30
     (world / "out" / "xlt_run.json").write_text(json.dumps(record | {"status": "interrupted"}))
     resume = ("--max-steps", "1", "--output-dir", "out", "--resume")
     code, _, err = call(capsys, *divide[:-1], "4", *resume)
@@ -356,3 +356,24 @@ def test_old_codes_are_codes(code):
 def test_words_are_not(code):
     with pytest.raises(ConfigError):
         check_code(code)
+
+
+def test_a_data_set_folder_with_one_split_is_read_by_its_column(world):
+    (world / "set").mkdir()
+    write_rows(world / "set" / "rows.jsonl", list(map(json.loads, open("all.jsonl"))))
+    found = sizes(resolve(True, dataset="./set", shots=2))
+    assert found[TRAINING, "en"] == 24 and found["validation", "en"] == 12 and found[TARGET_TEST, "de"] == 9
+    with pytest.raises(ConfigError, match="no `moon` split in its column `split`. Splits there: train, val"):
+        resolve(dataset="./set", target_split="moon")
+
+
+def test_a_data_set_folder_with_one_split_is_divided_on_request_alone(world):
+    (world / "set").mkdir()
+    rows = [row for language in ("en", "de") for row in make_rows(language, 30, 5)]
+    write_rows(world / "set" / "rows.jsonl", rows)
+    with pytest.raises(ConfigError, match="split `test`, cannot be loaded.*train"):
+        resolve(dataset="./set")
+    with pytest.raises(ConfigError, match="the same rows would be source data .* source test data"):
+        resolve(dataset="./set", target_split="train")
+    found = sizes(resolve(dataset="./set", divide_split=["train=0.6,test=0.4"]))
+    assert found == {(TRAINING, "en"): 18, (SOURCE_TEST, "en"): 12, (TARGET_TEST, "de"): 12}
