@@ -178,7 +178,11 @@ class DividedSource:
 
     def left_out(self, split: str, used: Collection[str] = ()) -> list[str]:
         """Say what lies there and is not used; a part is in all languages that the whole is in."""
-        return [] if split in self.division.parts and not self.inner.splits() else self.inner.left_out(split, used)
+        there = self.inner.splits()
+        if split in self.division.parts and split not in there:
+            used = {*used, *self.languages(split)}
+            split = there[0] if there else getattr(self.inner, "default_split", None) or split
+        return self.inner.left_out(split, used)
 
     def inspect(self, language: str, split: str) -> Shape:
         """Return columns and size of a part."""
