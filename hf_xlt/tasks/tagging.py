@@ -16,6 +16,7 @@ from hf_xlt.data.labels import LabelInventory, find_inventory
 from hf_xlt.errors import ConfigError
 from hf_xlt.tasks.base import Column, Encoding, Task, encode_rows
 from hf_xlt.tasks.spans import OUTSIDE, is_iob2, span_scores, spans_of
+from hf_xlt.tasks.words import fit_tokenizer, spaced
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,8 +47,10 @@ def encode_words(table: Dataset, encoding: Encoding) -> Dataset:
         positions) and, in a sentence's first window, `tags` (class indices of all its words).
 
     Raises:
-        ConfigError: words and tags of a row do not fit together, or a tag is not in the inventory.
+        ConfigError: words and tags of a row do not fit together, a tag is not in the inventory, or the tokenizer
+            cannot split words as it splits running text.
     """
+    way = fit_tokenizer(encoding.tokenizer)
 
     def features(rows: dict[str, list], start: int) -> dict[str, list]:
         sentences = _checked_sentences(rows, encoding, start)
@@ -56,7 +59,7 @@ def encode_words(table: Dataset, encoding: Encoding) -> Dataset:
             for number, row_tags in enumerate(rows[encoding.columns["tags"]], start)
         ]
         made = encoding.tokenizer(
-            sentences,
+            [spaced(words, way) for words in sentences],
             is_split_into_words=True,
             truncation=True,
             max_length=encoding.max_length,
@@ -64,7 +67,7 @@ def encode_words(table: Dataset, encoding: Encoding) -> Dataset:
         )
         return _windows(made, tags, start)
 
-    return encode_rows(table, encoding, TOKEN_CLASSIFICATION.name, features)
+    return encode_rows(table, encoding, f"{TOKEN_CLASSIFICATION.name}, words {way}", features)
 
 
 def _checked_sentences(rows: dict[str, list], encoding: Encoding, start: int) -> list[list[str]]:
