@@ -10,7 +10,7 @@ from typing import Any
 from hf_xlt.arguments import Arguments, non_default
 from hf_xlt.averaging.shared_head import SharedHead
 from hf_xlt.data.provenance import provenance
-from hf_xlt.data.roles import DataPlan
+from hf_xlt.data.roles import DataPlan, DataSet
 from hf_xlt.environment import hardware, shareable_arguments, shareable_command, versions
 from hf_xlt.errors import ConfigError
 from hf_xlt.languages import english_name, iso_code
@@ -127,6 +127,7 @@ def describe_data(plan: DataPlan) -> dict[str, Any]:
                 "split": entries[0].split,
                 **({"columns": dict(entries[0].columns)} if entries[0].columns else {}),
                 **provenance([entry.source for entry in entries]),
+                **_written_in(entries),
                 "examples": {entry.language: entry.size for entry in entries},
                 "fingerprints": {
                     entry.language: entry.source.fingerprint(entry.language, entry.split)
@@ -135,6 +136,12 @@ def describe_data(plan: DataPlan) -> dict[str, Any]:
                 },
             }
     return described
+
+
+def _written_in(entries: Sequence[DataSet]) -> dict[str, dict[str, str]]:
+    """Name by language what rows are written in that are read as something else."""
+    found = {entry.language: entry.reading.scheme for entry in entries if entry.reading and entry.reading.converts}
+    return {"written_in": found} if found else {}
 
 
 def add_test_fingerprints(record: RunRecord, plan: DataPlan) -> None:

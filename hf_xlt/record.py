@@ -50,7 +50,8 @@ class RunRecord:
             `trainable_parameters`).
         data: per role (`source`, `validation`, `target`, `few-shot`, ...) `sources` (Hub ids, or file patterns without
             their local part), `hub_ids`, `split`, `columns` by their role in the task, and per language `examples` and
-            `fingerprints`; where the data say so themselves, `licenses` by source and `citations` (BibTeX).
+            `fingerprints`, and `written_in` where rows are read as something else (a scheme of tags); where the data
+            say so themselves, `licenses` by source and `citations` (BibTeX).
         languages: per role a list of `{code, iso, name}`.
         labels: the label inventory in index order.
         few_shot: `shots`, `shot_seed`, `mode`; None for zero-shot.

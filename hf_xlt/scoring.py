@@ -12,7 +12,15 @@ from hf_xlt.arguments import DataArguments
 from hf_xlt.data.generalized import choose_pair_sets, join_pairs
 from hf_xlt.data.labels import LabelInventory
 from hf_xlt.data.model_labels import match_labels
-from hf_xlt.data.roles import AUXILIARY, AUXILIARY_TEST, SOURCE_TEST, TARGET_TEST, DataPlan, resolve_data
+from hf_xlt.data.roles import (
+    AUXILIARY,
+    AUXILIARY_TEST,
+    SOURCE_TEST,
+    TARGET_TEST,
+    DataPlan,
+    resolve_data,
+    settle_readings,
+)
 from hf_xlt.data.sources import EMBEDDED
 from hf_xlt.errors import ConfigError
 from hf_xlt.evaluation import RESULTS_NAME, longest_input, read_tests, score, write_results
@@ -124,6 +132,8 @@ def _score(
     inventory = _inventory(plan, loaded.config, data, record is None)
     if inventory is not None:
         plan.task = task.given_labels(inventory)
+        # Bare numbers have names only now.
+        settle_readings(plan, inventory.names)
     asked = data.max_length or (record.arguments.get("max_length") if record else None) or task.max_length
     max_length = longest_input(asked, tokenizer, loaded.config)
     tests = read_tests(plan, tokenizer, inventory, max_length)

@@ -1,6 +1,6 @@
 """Data by role: what a run trains on, selects on and scores on, resolved and checked before any model is loaded.
 
-Test sets are inspected here (file, columns, size) and read only for the final scoring.
+Test sets are inspected here (file, columns, size; of tags, how they write spans) and read only for the final scoring.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hf_xlt.data.shots import shot_order
 from hf_xlt.data.sources import Source, make_source
 from hf_xlt.errors import ConfigError, close_match
 from hf_xlt.languages import check_code
-from hf_xlt.tasks import COLUMN_ROLES, Task
+from hf_xlt.tasks import COLUMN_ROLES, Reading, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -45,6 +45,7 @@ class DataSet:
         columns: the task's columns by their role in it.
         rows: number of rows in the split; of few-shot sets `limit` are taken.
         limit: how many examples to take; None takes all.
+        reading: how the rows are to be read; None for as they are.
     """
 
     role: str
@@ -54,6 +55,7 @@ class DataSet:
     columns: Mapping[str, str]
     rows: int
     limit: int | None = None
+    reading: Reading | None = None
 
     @property
     def size(self) -> int:
@@ -67,7 +69,8 @@ class DataSet:
 
     def read(self) -> Dataset:
         """Read the rows, all of them."""
-        return self.source.read(self.language, self.split)
+        table = self.source.read(self.language, self.split)
+        return table if self.reading is None else self.reading(table)
 
 
 @dataclass
@@ -188,7 +191,42 @@ def resolve_data(
     _check_same_columns(entry for role in sets if role != TEXT for entry in sets[role])
     shots, labels, overlap = arguments.shot_seed, arguments.labels, arguments.window_overlap
     plan = DataPlan(task, languages, target_languages, sets, shots, labels, overlap, notes)
+    settle_readings(plan, labels)
     return _with_known_labels(plan) if trains and task.with_labels else plan
+
+
+def settle_readings(plan: DataPlan, names: Sequence[str] | None) -> None:
+    """Let the task say how the rows of each data set are to be read, and add to the plan's notes what it says.
+
+    Every set is looked at, test sets too: what cannot be read is told before anything is trained.
+
+    Args:
+        plan: its sets are replaced by ones that know.
+        names: names of the labels where the data have numbers only, or None.
+
+    Raises:
+        ConfigError: a set cannot be read, or not for this task.
+    """
+    if plan.task.find_reading is None:
+        return
+    found: dict[tuple[int, str, str], Reading | None] = {}
+    noted: dict[str, Reading] = {}
+
+    def settled(entry: DataSet) -> DataSet:
+        key = (id(entry.source), entry.language, entry.split)
+        if entry.reading is None and key not in found:
+            found[key] = plan.task.find_reading(entry.read(), entry.columns, names)
+            if found[key] is not None:
+                noted[f"{entry.where}"] = found[key]
+        return entry if entry.reading is not None else replace(entry, reading=found[key])
+
+    plan.sets = {
+        role: entries if role == TEXT else [settled(entry) for entry in entries] for role, entries in plan.sets.items()
+    }
+    plan.notes += plan.task.describe_readings(noted) if plan.task.describe_readings else []
+    for entry in plan.of_role(TRAINING):
+        if entry.reading is not None and entry.reading.converts and plan.given_labels:
+            plan.given_labels = entry.reading.read_names(plan.given_labels)
 
 
 def _with_known_labels(plan: DataPlan) -> DataPlan:

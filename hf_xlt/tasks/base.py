@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hf_xlt.data.labels import LabelInventory
 from hf_xlt.errors import ConfigError, close_match
@@ -35,6 +35,24 @@ class Column:
 
     candidates: tuple[str, ...]
     required: bool
+
+
+class Reading(Protocol):
+    """How the rows of one data set are read.
+
+    Attributes:
+        scheme: what they are written in, for the record.
+        converts: whether reading changes them.
+    """
+
+    scheme: str
+    converts: bool
+
+    def __call__(self, table: Dataset) -> Dataset:
+        """Return the rows as they are read."""
+
+    def read_names(self, names: Sequence[str]) -> Sequence[str]:
+        """Return the names of all labels as they are read, from those in which the rows are written."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +99,9 @@ class Task:
         max_length: longest input in tokens where the user sets none.
         count_examples: number of examples that features stand for.
         with_labels: the task once its labels are known; None where these do not decide how it is scored.
+        find_reading: from rows, columns by role and the names given for labels, how the rows of a data set are to be
+            read for this task, or None for as they are; it is called with each data set before anything is trained.
+        describe_readings: what the user should know of such readings, by data set, in sentences.
     """
 
     name: str
@@ -97,6 +118,8 @@ class Task:
     max_length: int = 128
     count_examples: Callable[[Any], int] = len
     with_labels: Callable[[Task, LabelInventory], Task] | None = None
+    find_reading: Callable[[Dataset, Mapping[str, str], Sequence[str] | None], Reading | None] | None = None
+    describe_readings: Callable[[Mapping[str, Any]], list[str]] | None = None
 
     @property
     def metric(self) -> str:

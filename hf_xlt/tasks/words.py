@@ -65,7 +65,7 @@ def _find_way(tokenizer: PreTrainedTokenizerBase) -> str:
             best, way = agreement, WITH_BLANKS
     if best < 0.5:
         raise ConfigError(
-            f"the tokenizer ({type(tokenizer).__name__}) splits words given one by one otherwise than in running text, "
+            f"the tokenizer ({type(tokenizer).__name__}) splits single words otherwise than running text, "
             "with and without `add_prefix_space`; choose a model with another tokenizer for tasks on words."
         )
     return way
