@@ -41,7 +41,8 @@ class RunRecord:
     Attributes:
         strategy: `name`, `title`, `summary`, `notes`, and `paper` (`title`, `authors`, `venue`, `url`, `bibtex`) or
             None; `defaults`: names of those of its own settings that were left at their defaults.
-        task: `name`, `pipeline_tag`, `auto_model` (class name), `metric` (the main one).
+        task: `name`, `pipeline_tag`, `auto_model` (class name), `metric` (the main one); of several labels the
+            `threshold`, the probability from which one is said.
         arguments: every resolved argument that a reader can use: no paths, no tokens.
         settings: the arguments that differ from their defaults, and every setting of the strategy itself.
         model: `name` (Hub id, or the plain name of an embedded encoder; None for a local directory), `revision`,

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_xlt.data.labels import LabelInventory
 from hf_xlt.data.shots import shot_order
-from hf_xlt.data.sources import Source, make_source
+from hf_xlt.data.sources import FileSource, Source, make_source
 from hf_xlt.errors import ConfigError, close_match
 from hf_xlt.languages import check_code
 from hf_xlt.tasks import COLUMN_ROLES, Reading, Task
@@ -31,6 +31,8 @@ AUXILIARY = "auxiliary"
 AUXILIARY_TEST = "auxiliary test"
 TEXT = "text"
 ALL_LANGUAGES = "all"
+# What labels in one column each are read into.
+_LABEL_LIST = "label columns"
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,8 @@ def resolve_data(
         sets[TEXT] = finder.find_beside(TEXT, arguments.text_dataset, arguments.text_languages)
     if needs_validation:
         sets[VALIDATION] = finder.find(VALIDATION, dict.fromkeys(languages, source), arguments.validation_split)
+    elif task.find_threshold:
+        sets[VALIDATION] = list(finder.find_if_there(VALIDATION, source, languages, arguments.validation_split))
     if arguments.select_on_target_validation or target_validation:
         sets[TARGET_VALIDATION] = finder.find(TARGET_VALIDATION, homes, arguments.validation_split)
     if arguments.shots:
@@ -389,6 +393,14 @@ class _Finder:
                     f"Source language `{language}` has no `{split}` split: no transfer gap can be given for it."
                 )
 
+    def find_if_there(self, role: str, source: Source, languages: Sequence[str], split: str) -> Iterator[DataSet]:
+        """Find the languages' sets of a split that a run can do without; none where one file serves every split."""
+        if isinstance(source, FileSource) and "{split}" not in source.pattern:
+            return
+        for language in languages:
+            if _first_with(language, split, (source,)) is not None:
+                yield self._check(role, language, split, source, None)
+
     def find_auxiliary_test(self, auxiliary: Sequence[DataSet], targets: Sequence[_Target]) -> Iterator[DataSet]:
         """Find the auxiliary languages' test sets, where there are any: they are scored apart from the targets."""
         split = self.arguments.target_split
@@ -404,5 +416,23 @@ class _Finder:
         if shape.rows == 0:
             raise ConfigError(f"{where} is empty: it has no rows to use as {role} data.")
         given = {role: getattr(self.arguments, f"{role}_column") for role in COLUMN_ROLES}
-        columns = self.task.find_columns(shape.columns, given, where) if role != TEXT else {}
-        return DataSet(role, language, split, source, columns, shape.rows, limit)
+        present, reading = shape.columns, None
+        if self.arguments.label_columns and role != TEXT:
+            reading = self._columns_reading(present, where)
+            present, given["label"] = (*present, reading.column), reading.column
+        columns = self.task.find_columns(present, given, where) if role != TEXT else {}
+        return DataSet(role, language, split, source, columns, shape.rows, limit, reading)
+
+    def _columns_reading(self, present: Sequence[str], where: str) -> Any:
+        names = tuple(self.arguments.label_columns)
+        if self.task.read_columns is None:
+            raise ConfigError(f"task `{self.task.name}` has no `--label-columns`; it has one label per row.")
+        if self.arguments.label_column or len(set(names)) < max(len(names), 2):
+            raise ConfigError("`--label-columns` names two or more columns, each once, in place of `--label-column`.")
+        missing = [name for name in names if name not in present]
+        if missing:
+            raise ConfigError(
+                f"{where} has no column `{missing[0]}`, which `--label-columns` names; its columns are "
+                f"{', '.join(present)}.{close_match(missing[0], present)}"
+            )
+        return self.task.read_columns(names, _LABEL_LIST, where)

@@ -102,6 +102,12 @@ class Task:
         find_reading: from rows, columns by role and the names given for labels, how the rows of a data set are to be
             read for this task, or None for as they are; it is called with each data set before anything is trained.
         describe_readings: what the user should know of such readings, by data set, in sentences.
+        problem_type: what a saved model's config says of its head, where the task alone decides it; else None.
+        find_threshold: chooses, from the predictions of the source languages' validation data, the probability from
+            which a label is said; None for tasks whose labels exclude each other.
+        at_threshold: the task as it is scored with such a threshold.
+        read_columns: how labels in one column each are read: from their names, the name of the column to be and what
+            the data are; None where labels stand in one column.
     """
 
     name: str
@@ -120,11 +126,20 @@ class Task:
     with_labels: Callable[[Task, LabelInventory], Task] | None = None
     find_reading: Callable[[Dataset, Mapping[str, str], Sequence[str] | None], Reading | None] | None = None
     describe_readings: Callable[[Mapping[str, Any]], list[str]] | None = None
+    problem_type: str | None = None
+    find_threshold: Callable[[Sequence[EvalPrediction]], float] | None = None
+    at_threshold: Callable[[Task, float], Task] | None = None
+    read_columns: Callable[[tuple[str, ...], str, str], Reading] | None = None
 
     @property
     def metric(self) -> str:
         """The main metric."""
         return self.metrics[0]
+
+    @property
+    def label_role(self) -> str:
+        """Role of the column with labels."""
+        return self.class_column or next(role for role in ("tags", "label", *self.columns) if role in self.columns)
 
     def given_labels(self, inventory: LabelInventory) -> Task:
         """Return the task as its labels make it."""
@@ -209,6 +224,12 @@ def encode_rows(
         load_from_cache_file=is_caching_enabled(),
         desc=f"Tokenising {encoding.where}",
     )
+
+
+def shortened(value: Any) -> str:
+    """Return a value as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def checked_texts(values: Sequence[Any], column: str, start: int, where: str) -> list[str]:

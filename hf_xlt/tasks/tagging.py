@@ -14,7 +14,7 @@ import numpy as np
 
 from hf_xlt.data.labels import LabelInventory, find_inventory
 from hf_xlt.errors import ConfigError
-from hf_xlt.tasks.base import Column, Encoding, Task, encode_rows
+from hf_xlt.tasks.base import Column, Encoding, Task, encode_rows, shortened
 from hf_xlt.tasks.spans import OUTSIDE, span_scores, spans_of
 from hf_xlt.tasks.tag_schemes import as_iob2, describe_readings, find_reading, is_spans
 from hf_xlt.tasks.words import fit_tokenizer, spaced
@@ -99,16 +99,11 @@ def _checked_sentences(rows: dict[str, list], encoding: Encoding, start: int) ->
     for number, (words, row_tags) in enumerate(zip(rows[tokens], rows[tags], strict=True), start):
         place = f"{encoding.where}, row {number}"
         if not isinstance(words, list) or not words or any(not isinstance(word, str) for word in words):
-            raise ConfigError(f"{place}: column `{tokens}` must hold a list of words; got {_short(words)}.")
+            raise ConfigError(f"{place}: column `{tokens}` must hold a list of words; got {shortened(words)}.")
         if not isinstance(row_tags, list) or len(row_tags) != len(words):
-            count = len(row_tags) if isinstance(row_tags, list) else _short(row_tags)
+            count = len(row_tags) if isinstance(row_tags, list) else shortened(row_tags)
             raise ConfigError(f"{place}: {len(words)} words in `{tokens}`, but `{tags}` holds {count} tags.")
     return rows[tokens]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _windows(made: Any, tags: Sequence[Sequence[int]], start: int) -> dict[str, list]:
