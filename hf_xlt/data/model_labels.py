@@ -113,6 +113,9 @@ class _Matching:
         feature = getattr(feature, "feature", feature)
         declared = getattr(feature, "names", None)
         values = table[column][:]
+        if self.listed and any(row is not None and not isinstance(row, list) for row in values):
+            # Left to the check that says where it stands.
+            return table
         if declared:
             words = dict(enumerate(declared))
             if list(declared) == list(self.names):
