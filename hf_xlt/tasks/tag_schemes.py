@@ -131,7 +131,7 @@ class _Tags:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        values = table.with_format("arrow")[:][column]
+        values = table.select_columns([column]).with_format("arrow")[:][column]
         listed = pa.types.is_list(values.type) or pa.types.is_large_list(values.type)
         if not len(table) or not listed or values.null_count:
             return None
