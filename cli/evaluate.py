@@ -32,6 +32,12 @@ def register(app: typer.Typer) -> None:
         text_column: str = typer.Option(None, help="Column of the text."),
         text_pair_column: str = typer.Option(None, help="Column of the second text of a pair."),
         label_column: str = typer.Option(None, help="Column of the label."),
+        label_columns: str = typer.Option(
+            None, help="Columns of 0 and 1, one for each of several labels, separated by commas."
+        ),
+        validation_split: str = typer.Option(
+            "validation", help="Split that a threshold for several labels is chosen on, where the model has none."
+        ),
         tokens_column: str = typer.Option(None, help="Column of a sentence's words."),
         tags_column: str = typer.Option(None, help="Column of the words' tags."),
         question_column: str = typer.Option(None, help="Column of the question."),
@@ -82,6 +88,8 @@ def register(app: typer.Typer) -> None:
             text_column=text_column,
             text_pair_column=text_pair_column,
             label_column=label_column,
+            label_columns=[label_columns] if label_columns else None,
+            validation_split=validation_split,
             tokens_column=tokens_column,
             tags_column=tags_column,
             question_column=question_column,

@@ -91,8 +91,9 @@ class DataArguments:
     task: str = field(
         default="text-classification",
         metadata={
-            "help": "Kind of task: text-classification (texts or pairs), token-classification (a tag per word; spans "
-            "where the tags are IOB2), question-answering (answers that are part of a text)."
+            "help": "Kind of task: text-classification (texts or pairs), multi-label-classification (the same with "
+            "several labels or none), token-classification (a tag per word; spans where the tags are those of spans), "
+            "question-answering (answers that are part of a text)."
         },
     )
     dataset: str | None = field(
@@ -137,6 +138,13 @@ class DataArguments:
     text_column: str | None = field(default=None, metadata={"help": "Column of the text. Default: found by name."})
     text_pair_column: str | None = field(default=None, metadata={"help": "Column of the second text of a pair."})
     label_column: str | None = field(default=None, metadata={"help": "Column of the label, an index or a name."})
+    label_columns: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "For multi-label-classification: columns of 0 and 1, one for each label, in place of a column of "
+            "lists; separated by commas."
+        },
+    )
     tokens_column: str | None = field(default=None, metadata={"help": "Column of a sentence's words, a list."})
     tags_column: str | None = field(default=None, metadata={"help": "Column of the words' tags, a list."})
     question_column: str | None = field(default=None, metadata={"help": "Column of the question."})
@@ -222,6 +230,7 @@ class DataArguments:
         self.labels = split_names(self.labels)
         self.divide_split = split_names(self.divide_split)
         self.language_map = split_names(self.language_map)
+        self.label_columns = split_names(self.label_columns)
         self.generalized_languages = split_codes(self.generalized_languages) or None
         if self.generalized_languages and not self.generalized:
             raise ConfigError("`--generalized-languages` says what `--generalized` scores; add `--generalized`.")
@@ -309,6 +318,8 @@ def check_arguments(arguments: Arguments) -> None:
     Raises:
         ConfigError: a setting is missing, out of range, or contradicts another.
     """
+    from hf_xlt.tasks import get_task
+
     run, model, data, config = arguments.run, arguments.model, arguments.data, arguments.config
     if data.dataset is None:
         raise ConfigError("no data: give `--dataset` (a pattern, a Hub id, or `embedded`) beside `--model`.")
@@ -332,6 +343,8 @@ def check_arguments(arguments: Arguments) -> None:
         )
     _check_roles(arguments.strategy, config, data)
     arguments.strategy.check(config, data.task)
+    if config.label_smoothing_factor and get_task(data.task).problem_type:
+        raise ConfigError(f"`--label-smoothing-factor` is not for {data.task}, whose labels exclude no other.")
 
 
 # What meets each data role besides the source: the field of `DataArguments`, and how to say it on a command line.

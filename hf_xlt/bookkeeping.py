@@ -160,6 +160,7 @@ def describe_data(plan: DataPlan) -> dict[str, Any]:
                 **({"columns": dict(entries[0].columns)} if entries[0].columns else {}),
                 **provenance([entry.source for entry in entries]),
                 **_rows_of(plan, role, entries),
+                **_written_in(entries),
                 "examples": {entry.language: entry.size for entry in entries},
                 "fingerprints": {
                     entry.language: entry.source.fingerprint(entry.language, entry.split)
@@ -181,6 +182,12 @@ def _rows_of(plan: DataPlan, role: str, entries: Sequence[DataSet]) -> dict[str,
         if entry.roles[1] == role:
             shared.setdefault(entry.language, []).append(entry.roles[0])
     return {**found, **({"shared_with": shared} if shared else {})}
+
+
+def _written_in(entries: Sequence[DataSet]) -> dict[str, dict[str, str]]:
+    """Name by language what rows are written in that are read as something else."""
+    found = {entry.language: entry.reading.scheme for entry in entries if entry.reading and entry.reading.converts}
+    return {"written_in": found} if found else {}
 
 
 def add_test_fingerprints(record: RunRecord, plan: DataPlan) -> None:

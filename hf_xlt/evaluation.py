@@ -75,6 +75,30 @@ def read_tests(
     }
 
 
+def settle_threshold(
+    trainer: XLTTrainer, task: Task, inventory: LabelInventory | None, validation: Mapping[str, Any]
+) -> tuple[Task, float | None]:
+    """Choose the probability from which a trainer's model says a label, where the task has such a threshold.
+
+    Args:
+        trainer: its `compute_metrics` is set.
+        task: what it is scored on.
+        inventory: labels.
+        validation: features of the source languages by language; without any the threshold stays the task's own.
+
+    Returns:
+        The task at the threshold, and the threshold; None for other tasks, and where there is nothing to choose by.
+    """
+    if task.find_threshold is None or not validation:
+        return task, None
+    predictions = trainer.predict_languages(validation)
+    trainer.callback_handler.on_predict(trainer.args, trainer.state, trainer.control, {})
+    threshold = task.find_threshold(list(predictions.values()))
+    task = task.at_threshold(task, threshold)
+    trainer.compute_metrics = task.compute_metrics(inventory)
+    return task, threshold
+
+
 def score(
     trainer: XLTTrainer,
     datasets: Mapping[str, Any],

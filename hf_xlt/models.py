@@ -6,6 +6,7 @@ Models load in float32 unless asked; nothing of this machine goes into the saved
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from hf_xlt.data.labels import LabelInventory
 from hf_xlt.data.patterns import expand_home, looks_local
 from hf_xlt.errors import ConfigError, one_line
-from hf_xlt.files import sync_file, sync_folder
+from hf_xlt.files import sync_file, sync_folder, write_json
 from hf_xlt.tasks import Task
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 EMBEDDED = "embedded"
 EMBEDDED_PHRASES = "embedded-phrases"
+CONFIG_NAME = "config.json"
+# Not one of transformers' own: the probability from which a model with several labels says one.
+THRESHOLD_FIELD = "decision_threshold"
 _PART = ".final.part"
 
 
@@ -141,7 +145,7 @@ class ModelSource:
                 attn_implementation=self.attn_implementation,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
-                **_label_settings(inventory),
+                **_label_settings(task, inventory),
                 **self._options(),
             )
         self._check_body(model, report)
@@ -199,7 +203,7 @@ class ModelSource:
         from transformers import AutoConfig
 
         with readable_errors(self.path):
-            config = AutoConfig.from_pretrained(self.path, **_label_settings(inventory), **self._options())
+            config = AutoConfig.from_pretrained(self.path, **_label_settings(task, inventory), **self._options())
             model = _auto_class(task).from_config(
                 config,
                 dtype=torch.float32,
@@ -230,8 +234,11 @@ class ModelSource:
 
     def load_task_model(self, task: Task, inventory: LabelInventory | None) -> PreTrainedModel | None:
         """Load a model that was trained for just this task and these labels; None where it was not."""
-        names = self.load_config().id2label
+        config = self.load_config()
+        names = config.id2label
         if inventory is not None and [names[index] for index in sorted(names)] != list(inventory.names):
+            return None
+        if task.problem_type and config.problem_type != task.problem_type:
             return None
         try:
             return self.load_trained(task)
@@ -273,11 +280,12 @@ def _auto_class(task: Task) -> Any:
     return getattr(transformers, task.auto_model)
 
 
-def _label_settings(inventory: LabelInventory | None) -> dict[str, Any]:
+def _label_settings(task: Task, inventory: LabelInventory | None) -> dict[str, Any]:
     if inventory is None:
         # The head for answers gives two numbers per token, start and end, whatever the encoder's config says.
         return {"num_labels": 2}
-    return {"num_labels": len(inventory), "id2label": inventory.id2label, "label2id": inventory.label2id}
+    names = {"num_labels": len(inventory), "id2label": inventory.id2label, "label2id": inventory.label2id}
+    return {**names, "problem_type": task.problem_type} if task.problem_type else names
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -304,6 +312,12 @@ def _refuse_local(name: str, what: str) -> None:
     reason = looks_local(name)
     if reason:
         raise ConfigError(f"{what} `{name}` is missing. It {reason}, so it was not sought on the Hub.")
+
+
+def write_threshold(folder: Path, threshold: float) -> None:
+    """Write into the config in a model's folder from which probability on it says a label."""
+    path = folder / CONFIG_NAME
+    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), THRESHOLD_FIELD: threshold})
 
 
 @contextlib.contextmanager

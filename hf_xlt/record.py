@@ -42,7 +42,8 @@ class RunRecord:
     Attributes:
         strategy: `name`, `title`, `summary`, `notes`, and `paper` (`title`, `authors`, `venue`, `url`, `bibtex`) or
             None; `defaults`: names of those of its own settings that were left at their defaults.
-        task: `name`, `pipeline_tag`, `auto_model` (class name), `metric` (the main one).
+        task: `name`, `pipeline_tag`, `auto_model` (class name), `metric` (the main one); of several labels the
+            `threshold`, the probability from which one is said.
         arguments: every resolved argument that a reader can use: no paths, no tokens.
         settings: the arguments that differ from their defaults, and every setting of the strategy itself.
         model: `name` (Hub id, or the plain name of an embedded encoder; None for a local directory), `revision`,
@@ -51,7 +52,8 @@ class RunRecord:
             `trainable_parameters`).
         data: per role (`source`, `validation`, `target`, `few-shot`, ...) `sources` (Hub ids, or file patterns without
             their local part), `hub_ids`, `split`, `columns` by their role in the task, and per language `examples` and
-            `fingerprints`; where the data say so themselves, `licenses` by source and `citations` (BibTeX). Of parts
+            `fingerprints`, and `written_in` where rows are read as something else (a scheme of tags); where the data
+            say so themselves, `licenses` by source and `citations` (BibTeX). Of parts
             of divided sets `divided`: `shares` by part, `seed`, and by language the hash of the whole (`wholes`). Of
             rows with another role as well, by language `shared_with` (roles). Of tests, by language and role of what
             was learned from, `seen`: how many rows have a text that was, to the letter, learned from.

@@ -148,7 +148,7 @@ class Run:
         if trainer is None or arguments.peft.peft:
             # Adapters are merged in what was saved, and that is what is pushed: it is what is scored.
             trainer = self._scoring_trainer(context, self.folder)
-        tests, results, generalized = self._score(trainer, prepared)
+        tests, results, generalized = self._score(trainer, prepared, record)
         record.results = results.to_dict()
         record.generalized = generalized.to_dict() if generalized else None
         self._score_others(record, prepared, tests, results)
@@ -201,14 +201,41 @@ class Run:
         ).load_trained(self.plan.task)
         return context.build_trainer(XLTTrainer, context.config_for(self.folder), model)
 
-    def _score_languages(self, trainer: Any, features: dict[str, Any], keep_items: Any = None) -> Results:
-        from hf_xlt.evaluation import score
+    def _score_languages(self, trainer: Any, prepared: Any, features: dict[str, Any]) -> Results:
+        """Score a model beside the run's, with a threshold of its own where the task has one."""
+        from hf_xlt.evaluation import score, settle_threshold
 
         plan = self.plan
-        return score(trainer, features, plan.task, plan.source_languages, keep_items, plan.auxiliary_languages)
+        task, _ = settle_threshold(trainer, plan.task, prepared.inventory, self._threshold_data(prepared))
+        return score(trainer, features, task, plan.source_languages, None, plan.auxiliary_languages)
 
-    def _score(self, trainer: Any, prepared: Any) -> tuple[dict[str, Any], Results, GeneralizedResults | None]:
+    def _threshold_data(self, prepared: Any) -> dict[str, Any]:
+        """Return the source languages' validation features, for tasks with a threshold."""
+        from hf_xlt.data.roles import VALIDATION
         from hf_xlt.evaluation import read_tests
+
+        if self.plan.task.find_threshold is None:
+            return {}
+        return read_tests(
+            self.plan, prepared.context.tokenizer, prepared.inventory, prepared.max_length, (VALIDATION,)
+        )
+
+    def _keep_threshold(self, record: RunRecord, threshold: float | None) -> None:
+        from hf_xlt.models import write_threshold
+        from hf_xlt.tasks.multi_label import DEFAULT_THRESHOLD
+
+        record.task["threshold"] = DEFAULT_THRESHOLD if threshold is None else threshold
+        if threshold is None:
+            note = "there is no source validation data to choose a threshold by; labels count from probability 0.5."
+            self.plan.notes.append(note)
+            say(f"Note: {note}")
+        if is_first_process():
+            write_threshold(self.folder, record.task["threshold"])
+
+    def _score(
+        self, trainer: Any, prepared: Any, record: RunRecord
+    ) -> tuple[dict[str, Any], Results, GeneralizedResults | None]:
+        from hf_xlt.evaluation import read_tests, score, settle_threshold
         from hf_xlt.generalized import score_generalized
         from hf_xlt.items import ItemScores
         from hf_xlt.preparation import note_seen
@@ -225,8 +252,12 @@ class Run:
                 f"{error} The model is trained and saved in `{self.folder}`; mend the test data and repeat the "
                 "command with `--resume`, which only scores."
             ) from error
-        items = ItemScores(self.plan.task, prepared.inventory)
-        results = self._score_languages(trainer, tests, items.add)
+        plan = self.plan
+        task, threshold = settle_threshold(trainer, plan.task, inventory, self._threshold_data(prepared))
+        if task.find_threshold is not None:
+            self._keep_threshold(record, threshold)
+        items = ItemScores(task, inventory)
+        results = score(trainer, tests, task, plan.source_languages, items.add, plan.auxiliary_languages)
         if is_first_process():
             items.write(self.folder)
         if pairs is None:
@@ -247,7 +278,7 @@ class Run:
         )
         if start is not None:
             trainer = context.build_trainer(XLTTrainer, context.config_for(self.folder), start)
-            record.zero_shot = self._score_languages(trainer, tests).to_dict()
+            record.zero_shot = self._score_languages(trainer, prepared, tests).to_dict()
         if not asked:
             return
         validation = read_tests(
@@ -262,7 +293,7 @@ class Run:
             self.folder,
             averaged(record.phases)["steps"],
             results,
-            lambda folder, features: self._score_languages(self._scoring_trainer(context, folder), features),
+            lambda folder, features: self._score_languages(self._scoring_trainer(context, folder), prepared, features),
             validation,
             tests,
         ).to_dict()
@@ -288,7 +319,7 @@ class Run:
             trainer.train()
             if context.flag.raised:
                 raise Interrupted(f"the floor was not measured; everything else is saved in `{self.folder}`.")
-            return self._score_languages(trainer, tests)
+            return self._score_languages(trainer, prepared, tests)
 
     def _keep(self, record: RunRecord, status: str) -> None:
         record.status = status

@@ -21,21 +21,24 @@ from hf_xlt.data.roles import (
     SOURCE_TEST,
     TARGET_TEST,
     TRAINING,
+    VALIDATION,
     DataPlan,
     resolve_data,
+    settle_readings,
 )
 from hf_xlt.data.sources import EMBEDDED
 from hf_xlt.errors import ConfigError
-from hf_xlt.evaluation import RESULTS_NAME, longest_input, read_tests, score, write_results
+from hf_xlt.evaluation import RESULTS_NAME, longest_input, read_tests, score, settle_threshold, write_results
 from hf_xlt.files import write_text
 from hf_xlt.generalized import replace_generalized, score_generalized
 from hf_xlt.generalized_results import GeneralizedResults
 from hf_xlt.items import ItemScores
-from hf_xlt.models import ModelSource
+from hf_xlt.models import THRESHOLD_FIELD, ModelSource, write_threshold
 from hf_xlt.output import check_folder, claim_output
 from hf_xlt.record import FINISHED, RECORD_NAME, RunRecord
 from hf_xlt.results import Results, plain
 from hf_xlt.tasks import TASKS, Encoding, Task, get_task
+from hf_xlt.tasks.multi_label import DEFAULT_THRESHOLD, MULTI_LABEL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -135,6 +138,9 @@ def _score(
     inventory = _inventory(plan, loaded.config, data, record is None)
     if inventory is not None:
         plan.task = task.given_labels(inventory)
+        # Bare numbers have names only now.
+        settle_readings(plan, inventory.names)
+    task = plan.task
     asked = data.max_length or (record.arguments.get("max_length") if record else None) or task.max_length
     max_length = longest_input(asked, tokenizer, loaded.config)
     tests = read_tests(plan, tokenizer, inventory, max_length)
@@ -142,10 +148,39 @@ def _score(
     encoding = Encoding(tokenizer, {}, inventory, max_length, "")
     with tempfile.TemporaryDirectory() as scratch:
         trainer = scoring_trainer(loaded, tokenizer, task, inventory, scratch, batch_size, progress)
-        items = ItemScores(plan.task, inventory)
-        results = score(trainer, tests, plan.task, plan.source_languages, items.add, plan.auxiliary_languages)
+        task = plan.task = _at_threshold(trainer, plan, tokenizer, inventory, max_length, record)
+        items = ItemScores(task, inventory)
+        results = score(trainer, tests, task, plan.source_languages, items.add, plan.auxiliary_languages)
         generalized = score_generalized(trainer, pairs, plan.task, encoding, results, progress) if pairs else None
     return results, generalized, items
+
+
+def _at_threshold(
+    trainer: XLTTrainer,
+    plan: DataPlan,
+    tokenizer: PreTrainedTokenizerBase,
+    inventory: LabelInventory | None,
+    max_length: int,
+    record: RunRecord | None,
+) -> Task:
+    """Return the task at the threshold of the model, which its config names; else of a run's average, as of a run."""
+    task, config = plan.task, trainer.bare_model().config
+    if task.find_threshold is None:
+        return task
+    threshold = getattr(config, THRESHOLD_FIELD, None)
+    if threshold is None and record is not None:
+        validation = read_tests(plan, tokenizer, inventory, max_length, (VALIDATION,))
+        _, threshold = settle_threshold(trainer, task, inventory, validation)
+        if threshold is not None:
+            plan.notes.append(f"labels count from probability {threshold:.4g}, chosen on source validation data.")
+    if threshold is None:
+        plan.notes.append(f"the model's config has no `{THRESHOLD_FIELD}`; labels count from probability 0.5.")
+        threshold = DEFAULT_THRESHOLD
+    if record is not None:
+        record.task["threshold"] = threshold
+    task = task.at_threshold(task, float(threshold))
+    trainer.compute_metrics = task.compute_metrics(inventory)
+    return task
 
 
 def _claim_folder(model: str, record: RunRecord | None, plan: DataPlan, asked: str | None, overwrite: bool) -> Path:
@@ -178,6 +213,8 @@ def _complete(
     record.data |= describe_data(plan)
     record.languages |= describe_languages(plan)
     add_test_fingerprints(record, plan)
+    if "threshold" in record.task:
+        write_threshold(folder, record.task["threshold"])
     record.results, record.status = results.to_dict(), FINISHED
     record.generalized = generalized.to_dict() if generalized else None
     record.plots = record.with_plots(folder).plots
@@ -273,8 +310,11 @@ def task_of(config: Any) -> str:
         ConfigError: the head is for nothing that is scored here.
     """
     names = [str(name) for name in getattr(config, "architectures", None) or ()]
-    heads = {task.auto_model.removeprefix("AutoModel"): name for name, task in TASKS.items()}
-    found = [task for head, task in heads.items() if any(name.endswith(head) for name in names)]
+    heads = {name: task.auto_model.removeprefix("AutoModel") for name, task in TASKS.items()}
+    found = [task for task, head in heads.items() if any(name.endswith(head) for name in names)]
+    # One kind of head serves several tasks, and the config says which.
+    problem = getattr(config, "problem_type", None)
+    found.sort(key=lambda name: TASKS[name].problem_type != problem)
     if found:
         return found[0]
     if any("For" in name for name in names):
@@ -294,8 +334,13 @@ def _inventory(plan: DataPlan, config: Any, data: DataArguments, foreign: bool) 
     if plan.task.find_labels is None:
         return None
     classes = [str(config.id2label[index]) for index in sorted(config.id2label)]
-    if len(classes) < 2 or getattr(config, "problem_type", None) in ("regression", "multi_label_classification"):
-        kind = getattr(config, "problem_type", None) or "regression"
+    problem, several = getattr(config, "problem_type", None), plan.task.problem_type == MULTI_LABEL
+    if several and problem != MULTI_LABEL:
+        raise ConfigError(
+            "the model predicts one class of each text, by its config, and no several labels; leave `--task` out."
+        )
+    if len(classes) < 2 or problem == "regression" or (problem == MULTI_LABEL and not several):
+        kind = problem or "regression"
         raise ConfigError(
             f"the model predicts no single class ({kind.replace('_', ' ')}, {len(classes)} output"
             f"{'s' * (len(classes) != 1)}), which is not scored here."

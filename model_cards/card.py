@@ -136,7 +136,13 @@ def _data(record: RunRecord) -> str:
             fingerprint = (entry.get("fingerprints") or {}).get(language, "")
             cells = [role, language, ", ".join(entry.get("sources") or ()), entry.get("split") or ""]
             rows.append([table_cell(cell) for cell in cells] + [f"{count:,}", fingerprint[:16]])
-    return markdown(rows) if len(rows) > 1 else ""
+    table = markdown(rows) if len(rows) > 1 else ""
+    schemes: dict[str, list[str]] = {}
+    for role, entry in record.data.items():
+        for language, scheme in (entry.get("written_in") or {}).items():
+            schemes.setdefault(scheme, []).append(f"{role} {language}")
+    read = [f"Tags written in {scheme} were read as IOB2: {', '.join(sets)}." for scheme, sets in schemes.items()]
+    return "\n\n".join([table, *read])
 
 
 def _citations(record: RunRecord) -> list[str]:

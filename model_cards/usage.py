@@ -10,6 +10,8 @@ from hf_xlt.record import RunRecord
 # Tasks for which transformers has a pipeline, with the name that the snippet gives it.
 _PIPELINES = {"text-classification": "classify", "token-classification": "tag"}
 
+_SEVERAL_LABELS = "multi-label-classification"
+
 # transformers 5 has no pipeline for this one.
 _QUESTION_ANSWERING = "question-answering"
 _ANSWER = """\
@@ -41,6 +43,9 @@ def snippet(record: RunRecord, name: str, adapter: bool = False) -> str:
     if task in _PIPELINES:
         if _takes_pairs(record):
             quoted = f'{{"text": {quoted}, "text_pair": {quoted}}}'
+        if record.task["name"] == _SEVERAL_LABELS:
+            use = _several_labels(record.task.get("threshold", 0.5), task, quoted, language)
+            return "\n".join([f"from transformers import {auto}, AutoTokenizer, pipeline", "", *load, *use])
         use = [
             f"{_PIPELINES[task]} = pipeline({json.dumps(task)}, model=model, tokenizer=tokenizer)",
             f"print({_PIPELINES[task]}({quoted}))  # {language}",
@@ -52,6 +57,15 @@ def snippet(record: RunRecord, name: str, adapter: bool = False) -> str:
         return "\n".join(["import torch", f"from transformers import {auto}, AutoTokenizer", "", *load, *use])
     use = [f'inputs = tokenizer({quoted}, return_tensors="pt")  # {language}', "print(model(**inputs))"]
     return "\n".join([f"from transformers import {auto}, AutoTokenizer", "", *load, *use])
+
+
+def _several_labels(threshold: float, task: str, quoted: str, language: str) -> list[str]:
+    return [
+        f"classify = pipeline({json.dumps(task)}, model=model, tokenizer=tokenizer, top_k=None)",
+        "# Every label with its probability; the model was scored with those from this one on.",
+        f"found = classify([{quoted}])[0]  # {language}",
+        f'print([entry["label"] for entry in found if entry["score"] >= {threshold}])',
+    ]
 
 
 def peft_class(record: RunRecord) -> str:
@@ -73,10 +87,11 @@ def _load(record: RunRecord, adapter: bool) -> list[str]:
     if not record.labels:
         return [start, f"model = {auto}.from_pretrained(name)"]
     # The base model's config knows neither the number of labels nor their names.
+    kind = ', problem_type="multi_label_classification"' if record.task["name"] == _SEVERAL_LABELS else ""
     return [
         f"labels = {json.dumps(record.labels, ensure_ascii=False)}",
         start,
         f"model = {auto}.from_pretrained(",
-        "    name, id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)}",
+        f"    name, id2label=dict(enumerate(labels)), label2id={{label: i for i, label in enumerate(labels)}}{kind}",
         ")",
     ]

@@ -192,6 +192,8 @@ def copy_companions(source: Path, folder: Path, dtype: str | None) -> None:
     """
     config = read_config(source)
     if config is not None:
+        # It was chosen for the probabilities of one model alone.
+        config.pop("decision_threshold", None)
         if dtype is not None:
             config.pop("torch_dtype", None)
             config["dtype"] = torch_name(dtype)

@@ -119,6 +119,10 @@ def _load(source: ModelSource, adapter: Adapter, full: dict[str, np.ndarray]) ->
     if model_class is None:
         raise ConfigError(f"`{source.path}` is of the unknown class `{name}`, so nothing can be merged into it.")
     labels = _labels(adapter, full)
+    place = labelled_config(adapter.checkpoint.snapshot.folder)
+    problem = ((read_config(place) if place else None) or {}).get("problem_type")
+    if problem:
+        config.problem_type = problem
     if labels:
         config.id2label = labels
         config.label2id = {label: index for index, label in labels.items()}

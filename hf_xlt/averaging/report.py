@@ -220,7 +220,11 @@ def make_record(report: AverageReport, parents: Parents, command: str) -> RunRec
         greedy = report.greedy
         selection = {**selection, "protocol": SOURCE_VALIDATION, "metric": greedy["metric"]}
         selection["languages"] = greedy["languages"]
-    kept = [field.name for field in dataclasses.fields(RunRecord) if field.name in _SHARED]
+    shared = {
+        field.name: getattr(last, field.name) for field in dataclasses.fields(RunRecord) if field.name in _SHARED
+    }
+    # A threshold was chosen for the probabilities of one model alone.
+    shared["task"] = {name: value for name, value in last.task.items() if name != "threshold"}
     return RunRecord(
         strategy={
             "name": "averaging",
@@ -236,7 +240,7 @@ def make_record(report: AverageReport, parents: Parents, command: str) -> RunRec
             "weights": [round(entry.weight, 6) for entry in report.inputs],
             **({"lora_mode": report.lora_mode} if report.lora_mode else {}),
         },
-        **{name: getattr(last, name) for name in kept},
+        **shared,
         selection=selection,
         versions=versions(),
         command=command,

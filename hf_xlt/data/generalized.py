@@ -76,6 +76,8 @@ def choose_pair_sets(plan: DataPlan, arguments: DataArguments) -> list[DataSet]:
     Raises:
         ConfigError: the data are no pairs, have no ids or differ in size, or a language is not scored.
     """
+    if plan.task.class_column is None and SECOND in plan.task.columns:
+        raise ConfigError(f"`--generalized` scores pairs with one class each; {plan.task.name} has several labels.")
     scored = {entry.language: entry for entry in plan.of_role(SOURCE_TEST, TARGET_TEST)}
     asked = arguments.generalized_languages or list(scored)
     for language in asked:

@@ -36,7 +36,7 @@ def match_labels(plan: DataPlan, classes: Sequence[str], given: Sequence[str] | 
         ConfigError: the numbers of classes differ, the names have nothing in common, or only the user can know.
     """
     entries = plan.of_role(*plan.sets)
-    role = plan.task.class_column or "tags"
+    role = plan.task.label_role
     declared = _declared_names(entries[0].read(), entries[0].columns[role])
     names = tuple(given or classes)
     if len(names) != len(classes):
@@ -113,6 +113,9 @@ class _Matching:
         feature = getattr(feature, "feature", feature)
         declared = getattr(feature, "names", None)
         values = table[column][:]
+        if self.listed and any(row is not None and not isinstance(row, list) for row in values):
+            # Left to the check that says where it stands.
+            return table
         if declared:
             words = dict(enumerate(declared))
             if list(declared) == list(self.names):

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hf_xlt.data.labels import LabelInventory
 from hf_xlt.errors import ConfigError, close_match
@@ -38,6 +38,24 @@ class Column:
 
     candidates: tuple[str, ...]
     required: bool
+
+
+class Reading(Protocol):
+    """How the rows of one data set are read.
+
+    Attributes:
+        scheme: what they are written in, for the record.
+        converts: whether reading changes them.
+    """
+
+    scheme: str
+    converts: bool
+
+    def __call__(self, table: Dataset) -> Dataset:
+        """Return the rows as they are read."""
+
+    def read_names(self, names: Sequence[str]) -> Sequence[str]:
+        """Return the names of all labels as they are read, from those in which the rows are written."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +102,15 @@ class Task:
         max_length: longest input in tokens where the user sets none.
         count_examples: number of examples that features stand for.
         with_labels: the task once its labels are known; None where these do not decide how it is scored.
+        find_reading: from rows, columns by role and the names given for labels, how the rows of a data set are to be
+            read for this task, or None for as they are; it is called with each data set before anything is trained.
+        describe_readings: what the user should know of such readings, by data set, in sentences.
+        problem_type: what a saved model's config says of its head, where the task alone decides it; else None.
+        find_threshold: chooses, from the predictions of the source languages' validation data, the probability from
+            which a label is said; None for tasks whose labels exclude each other.
+        at_threshold: the task as it is scored with such a threshold.
+        read_columns: how labels in one column each are read: from their names, the name of the column to be and what
+            the data are; None where labels stand in one column.
     """
 
     name: str
@@ -100,11 +127,22 @@ class Task:
     max_length: int = 128
     count_examples: Callable[[Any], int] = len
     with_labels: Callable[[Task, LabelInventory], Task] | None = None
+    find_reading: Callable[[Dataset, Mapping[str, str], Sequence[str] | None], Reading | None] | None = None
+    describe_readings: Callable[[Mapping[str, Any]], list[str]] | None = None
+    problem_type: str | None = None
+    find_threshold: Callable[[Sequence[EvalPrediction]], float] | None = None
+    at_threshold: Callable[[Task, float], Task] | None = None
+    read_columns: Callable[[tuple[str, ...], str, str], Reading] | None = None
 
     @property
     def metric(self) -> str:
         """The main metric."""
         return self.metrics[0]
+
+    @property
+    def label_role(self) -> str:
+        """Role of the column with labels."""
+        return self.class_column or next(role for role in ("tags", "label", *self.columns) if role in self.columns)
 
     def given_labels(self, inventory: LabelInventory) -> Task:
         """Return the task as its labels make it."""
@@ -194,6 +232,12 @@ def encode_rows(
         # A cache only saves time: a read-only or full one costs the time, never the run.
         _LOGGER.warning("No features are kept in `%s` (%s); they are made in memory.", file.parent, error.strerror)
         return mapping(keep_in_memory=True, load_from_cache_file=False)
+
+
+def shortened(value: Any) -> str:
+    """Return a value as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def checked_texts(values: Sequence[Any], column: str, start: int, where: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""One tag per word: accuracy and macro F1, or F1 over exact spans where the tags are IOB2.
+"""One tag per word: accuracy and macro F1, or F1 over exact spans where the tags are those of spans.
 
 The first piece of a word carries its tag. Sentences longer than the model are split into windows, so that every word
 is scored; a word of which the tokenizer leaves nothing counts as wrong (as `O` under IOB2).
@@ -14,8 +14,10 @@ import numpy as np
 
 from hf_xlt.data.labels import LabelInventory, find_inventory
 from hf_xlt.errors import ConfigError
-from hf_xlt.tasks.base import Column, Encoding, Task, encode_rows
-from hf_xlt.tasks.spans import OUTSIDE, is_iob2, span_scores, spans_of
+from hf_xlt.tasks.base import Column, Encoding, Task, encode_rows, shortened
+from hf_xlt.tasks.spans import OUTSIDE, span_scores, spans_of
+from hf_xlt.tasks.tag_schemes import as_iob2, describe_readings, find_reading, is_spans
+from hf_xlt.tasks.words import fit_tokenizer, spaced
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,15 +29,30 @@ SENTENCE, TAGS, WORDS = "sentence", "tags", "words"
 
 
 def _find_tags(tables: Sequence[Dataset], columns: Mapping[str, str], given: Sequence[str] | None) -> LabelInventory:
-    """Read the tags off the source training rows, as `find_inventory` reads classes."""
+    """Read the tags off the source training rows, as `find_inventory` reads classes; names of all tables, in order."""
     from datasets import ClassLabel, Dataset, Features
 
     column = columns["tags"]
-    feature = tables[0].features[column]
-    names = getattr(getattr(feature, "feature", feature), "names", None)
-    values = [tag for table in tables for tags in table[column] for tag in tags or ()]
-    flat = Dataset.from_dict({column: values}, Features({column: ClassLabel(names=names)}) if names else None)
+    declared = [_declared(table, column) for table in tables]
+    values = [
+        names[tag] if names and isinstance(tag, int) and 0 <= tag < len(names) else tag
+        for names, table in zip(declared, tables, strict=True)
+        for tags in table[column]
+        for tag in tags or ()
+    ]
+    if declared[0]:
+        others = sorted({value for value in values if isinstance(value, str)})
+        names = list(dict.fromkeys([*(name for names in declared for name in names), *others]))
+        flat = Dataset.from_dict({column: []}, Features({column: ClassLabel(names=names)}))
+    else:
+        flat = Dataset.from_dict({column: values})
     return find_inventory([flat], column, given)
+
+
+def _declared(table: Dataset, column: str) -> tuple[str, ...]:
+    """Return the names of tags that a data set gives as numbers; none where it names none."""
+    feature = table.features[column]
+    return tuple(getattr(getattr(feature, "feature", feature), "names", None) or ())
 
 
 def encode_words(table: Dataset, encoding: Encoding) -> Dataset:
@@ -46,17 +63,27 @@ def encode_words(table: Dataset, encoding: Encoding) -> Dataset:
         positions) and, in a sentence's first window, `tags` (class indices of all its words).
 
     Raises:
-        ConfigError: words and tags of a row do not fit together, or a tag is not in the inventory.
+        ConfigError: words and tags of a row do not fit together, a tag is not in the inventory, or the tokenizer
+            cannot split words as it splits running text.
     """
+    way, column = fit_tokenizer(encoding.tokenizer), encoding.columns["tags"]
+    declared = _declared(table, column)
+    # The data's own names say what their numbers mean, in whatever order.
+    names = dict(enumerate(declared)) if declared != encoding.inventory.names else {}
 
     def features(rows: dict[str, list], start: int) -> dict[str, list]:
         sentences = _checked_sentences(rows, encoding, start)
         tags = [
-            encoding.inventory.indices(row_tags, None, f"{encoding.where}, row {number}", unit="word")
-            for number, row_tags in enumerate(rows[encoding.columns["tags"]], start)
+            encoding.inventory.indices(
+                [names.get(tag, tag) for tag in row_tags] if names else row_tags,
+                None,
+                f"{encoding.where}, row {number}",
+                unit="word",
+            )
+            for number, row_tags in enumerate(rows[column], start)
         ]
         made = encoding.tokenizer(
-            sentences,
+            [spaced(words, way) for words in sentences],
             is_split_into_words=True,
             truncation=True,
             max_length=encoding.max_length,
@@ -64,7 +91,7 @@ def encode_words(table: Dataset, encoding: Encoding) -> Dataset:
         )
         return _windows(made, tags, start)
 
-    return encode_rows(table, encoding, TOKEN_CLASSIFICATION.name, features)
+    return encode_rows(table, encoding, f"{TOKEN_CLASSIFICATION.name}, words {way}", features)
 
 
 def _checked_sentences(rows: dict[str, list], encoding: Encoding, start: int) -> list[list[str]]:
@@ -72,16 +99,11 @@ def _checked_sentences(rows: dict[str, list], encoding: Encoding, start: int) ->
     for number, (words, row_tags) in enumerate(zip(rows[tokens], rows[tags], strict=True), start):
         place = f"{encoding.where}, row {number}"
         if not isinstance(words, list) or not words or any(not isinstance(word, str) for word in words):
-            raise ConfigError(f"{place}: column `{tokens}` must hold a list of words; got {_short(words)}.")
+            raise ConfigError(f"{place}: column `{tokens}` must hold a list of words; got {shortened(words)}.")
         if not isinstance(row_tags, list) or len(row_tags) != len(words):
-            count = len(row_tags) if isinstance(row_tags, list) else _short(row_tags)
+            count = len(row_tags) if isinstance(row_tags, list) else shortened(row_tags)
             raise ConfigError(f"{place}: {len(words)} words in `{tokens}`, but `{tags}` holds {count} tags.")
     return rows[tokens]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _windows(made: Any, tags: Sequence[Sequence[int]], start: int) -> dict[str, list]:
@@ -153,12 +175,12 @@ def _tag_metrics(inventory: LabelInventory | None) -> Callable[[EvalPrediction],
 
     def spans(prediction: EvalPrediction) -> dict[str, float]:
         gold, predicted = tags_per_sentence(prediction)
-        names = np.array([*inventory.names, OUTSIDE], dtype=object)
+        names = np.array([*map(as_iob2, inventory.names), OUTSIDE], dtype=object)
         accuracy = np.mean(names[np.concatenate(gold)] == names[np.concatenate(predicted)])
         scores = span_scores([names[tags] for tags in gold], [names[tags] for tags in predicted])
         return {**scores, "accuracy": float(accuracy)}
 
-    return spans if is_iob2(inventory.names) else tags
+    return spans if is_spans(inventory.names) else tags
 
 
 def _item_scores(inventory: LabelInventory | None) -> Callable[[EvalPrediction], np.ndarray]:
@@ -169,18 +191,18 @@ def _item_scores(inventory: LabelInventory | None) -> Callable[[EvalPrediction],
         return np.array([(np.sum(gold == chosen), len(gold)) for gold, chosen in sides], dtype=np.float32)
 
     def spans(prediction: EvalPrediction) -> np.ndarray:
-        names = np.array([*inventory.names, OUTSIDE], dtype=object)
+        names = np.array([*map(as_iob2, inventory.names), OUTSIDE], dtype=object)
         counts = []
         for gold, chosen in zip(*tags_per_sentence(prediction), strict=True):
             right, found = spans_of(names[gold]), spans_of(names[chosen])
             counts.append((2 * len(right & found), len(right) + len(found)))
         return np.array(counts, dtype=np.float32)
 
-    return spans if is_iob2(inventory.names) else tags
+    return spans if is_spans(inventory.names) else tags
 
 
 def _with_labels(task: Task, inventory: LabelInventory) -> Task:
-    if is_iob2(inventory.names):
+    if is_spans(inventory.names):
         return dataclasses.replace(task, metrics=("f1", "precision", "recall", "accuracy"))
     return task
 
@@ -201,4 +223,6 @@ TOKEN_CLASSIFICATION = Task(
     item_scores=_item_scores,
     count_examples=lambda features: len(set(features[SENTENCE][:])),
     with_labels=_with_labels,
+    find_reading=find_reading,
+    describe_readings=describe_readings,
 )

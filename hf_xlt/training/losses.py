@@ -99,6 +99,23 @@ def loss_sum(outputs: Any, labels: Mapping[str, Tensor], config: Any) -> Tensor:
     )
 
 
+def mean_loss(outputs: Any, labels: Mapping[str, Tensor], config: Any, units: Tensor) -> Tensor:
+    """Return a batch's summed loss over so many units, in float32.
+
+    Args:
+        outputs: as in `loss_sum`.
+        labels: as in `count_units`.
+        config: as in `loss_sum`.
+        units: scalar, those of the whole update.
+    """
+    if "labels" not in labels or not labels["labels"].is_floating_point() or _is_regression(config):
+        return loss_sum(outputs, labels, config) / units
+    # The mean over all, as the heads of transformers take it, times 1 where the batch is the whole update: its bits
+    # are those of the stock Trainer.
+    logits, values = _label_logits(outputs).float(), labels["labels"].float()
+    return F.binary_cross_entropy_with_logits(logits, values) * (values.shape[0] / units)
+
+
 def per_example_losses(outputs: Any, labels: Mapping[str, Tensor], config: Any) -> Tensor:
     """Sum each example's losses over its own units.
 

@@ -30,7 +30,7 @@ from hf_xlt.training.losses import (
     count_group_units,
     count_units,
     labels_of,
-    loss_sum,
+    mean_loss,
     per_example_losses,
 )
 from hf_xlt.training.sampling import EpochLengthSampler
@@ -244,7 +244,7 @@ class XLTTrainer(Trainer):
             return (per_example_losses(outputs, labels, config) * weights[group]).sum() * scale
         if self.label_smoother is not None and "labels" in labels:
             return self.label_smoother(outputs, labels["labels"], num_items_in_batch=units[0]) * scale
-        return loss_sum(outputs, labels, config) / units[0] * scale
+        return mean_loss(outputs, labels, config, units[0]) * scale
 
     def losses_per_example(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """Run the model and return each example's summed loss, without label smoothing.
