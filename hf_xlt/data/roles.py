@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from hf_xlt.data.labels import LabelInventory
+from hf_xlt.data.labels import LabelInventory, alike, named
 from hf_xlt.data.shots import shot_order
 from hf_xlt.data.sources import FileSource, Source, make_source
 from hf_xlt.errors import ConfigError, close_match
@@ -31,6 +31,7 @@ AUXILIARY = "auxiliary"
 AUXILIARY_TEST = "auxiliary test"
 TEXT = "text"
 ALL_LANGUAGES = "all"
+LABEL_ROLES = ("label", "tags")
 # What labels in one column each are read into.
 _LABEL_LIST = "label columns"
 
@@ -70,9 +71,19 @@ class DataSet:
         return f"{self.source.name} ({self.language}, {self.split})"
 
     def read(self) -> Dataset:
-        """Read the rows, all of them."""
+        """Read the rows, all of them, with labels by name wherever the data have names."""
+        table, column = self.read_as_written(), self.label_column
+        return table if column is None else named(table, column)
+
+    def read_as_written(self) -> Dataset:
+        """Read the rows with labels as they stand, of which some kinds say the order of the classes."""
         table = self.source.read(self.language, self.split)
         return table if self.reading is None else self.reading(table)
+
+    @property
+    def label_column(self) -> str | None:
+        """The column of labels, whichever role the task gives it; None for data without."""
+        return next((self.columns[role] for role in LABEL_ROLES if role in self.columns), None)
 
 
 @dataclass
@@ -123,11 +134,13 @@ class DataPlan:
         Raises:
             ConfigError: the labels cannot be used.
         """
-        tables = {entry.language: entry.read() for entry in self.of_role(TRAINING)}
+        entries = self.of_role(TRAINING)
         if self.task.find_labels is None:
-            return tables, None
-        columns = self.of_role(TRAINING)[0].columns
-        return tables, self.task.find_labels(list(tables.values()), columns, self.given_labels)
+            return {entry.language: entry.read() for entry in entries}, None
+        written = [entry.read_as_written() for entry in entries]
+        inventory = self.task.find_labels(written, entries[0].columns, self.given_labels)
+        tables = zip(entries, written, strict=True)
+        return {entry.language: named(table, entry.label_column) for entry, table in tables}, inventory
 
     def take_shots(self, entry: DataSet, table: Dataset, inventory: LabelInventory | None) -> Dataset:
         """Choose a language's few-shot examples: stratified, nested over budgets."""
@@ -196,7 +209,7 @@ def resolve_data(
     shots, labels, overlap = arguments.shot_seed, arguments.labels, arguments.window_overlap
     plan = DataPlan(task, languages, target_languages, sets, shots, labels, overlap, notes)
     settle_readings(plan, labels)
-    return _with_known_labels(plan) if trains and task.with_labels else plan
+    return _with_known_labels(plan) if trains and task.find_labels else plan
 
 
 def settle_readings(plan: DataPlan, names: Sequence[str] | None) -> None:
@@ -219,7 +232,7 @@ def settle_readings(plan: DataPlan, names: Sequence[str] | None) -> None:
     def settled(entry: DataSet) -> DataSet:
         key = (id(entry.source), entry.language, entry.split)
         if entry.reading is None and key not in found:
-            found[key] = plan.task.find_reading(entry.read(), entry.columns, names)
+            found[key] = plan.task.find_reading(entry.read_as_written(), entry.columns, names)
             if found[key] is not None:
                 noted[f"{entry.where}"] = found[key]
         return entry if entry.reading is not None else replace(entry, reading=found[key])
@@ -237,6 +250,11 @@ def _with_known_labels(plan: DataPlan) -> DataPlan:
     """Let the labels of the training data settle how the task is scored."""
     _, inventory = plan.read_training()
     plan.task = plan.task.given_labels(inventory)
+    plan.notes += [
+        f"`{one}` and `{other}` are two labels, which differ in case or blanks alone; make them one in the data if "
+        "they are meant to be."
+        for one, other in alike(inventory.names)
+    ]
     return plan
 
 
