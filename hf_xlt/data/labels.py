@@ -155,7 +155,12 @@ def named(table: Dataset, column: str) -> Dataset:
         ]
     else:
         found = values
-    found = [[_as_name(entry) for entry in row] if isinstance(row, list) else _as_name(row) for row in found]
+    found = [
+        [normal(entry) if isinstance(entry, str) else entry for entry in row]
+        if isinstance(row, list)
+        else _as_name(row)
+        for row in found
+    ]
     if found == values and not declared:
         return table
     try:
