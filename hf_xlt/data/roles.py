@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from hf_xlt.data.division import Division, parse_division
-from hf_xlt.data.labels import LabelInventory
+from hf_xlt.data.labels import LabelInventory, alike, named
 from hf_xlt.data.overlap import Claims, Seen, Shared
 from hf_xlt.data.shots import shot_order
 from hf_xlt.data.sources import Source
@@ -32,6 +32,7 @@ TARGET_TEST = "target"
 AUXILIARY = "auxiliary"
 AUXILIARY_TEST = "auxiliary test"
 TEXT = "text"
+LABEL_ROLES = ("label", "tags")
 # Text without labels may be that of labelled rows, as long as these are not scored or selected on.
 _HARMLESS = frozenset(frozenset((TEXT, role)) for role in (TRAINING, SHOTS, AUXILIARY))
 # What labels in one column each are read into.
@@ -84,9 +85,19 @@ class DataSet:
         return f"{self.source.name} ({self.language}, {self.split})"
 
     def read(self) -> Dataset:
-        """Read the rows, all of them."""
+        """Read the rows, all of them, with labels by name wherever the data have names."""
+        table, column = self.read_as_written(), self.label_column
+        return table if column is None else named(table, column)
+
+    def read_as_written(self) -> Dataset:
+        """Read the rows with labels as they stand, of which some kinds say the order of the classes."""
         table = self.source.read(self.language, self.split)
         return table if self.reading is None else self.reading(table)
+
+    @property
+    def label_column(self) -> str | None:
+        """The column of labels, whichever role the task gives it; None for data without."""
+        return next((self.columns[role] for role in LABEL_ROLES if role in self.columns), None)
 
 
 @dataclass
@@ -143,11 +154,13 @@ class DataPlan:
         Raises:
             ConfigError: the labels cannot be used.
         """
-        tables = {entry.language: entry.read() for entry in self.of_role(TRAINING)}
+        entries = self.of_role(TRAINING)
         if self.task.find_labels is None:
-            return tables, None
-        columns = self.of_role(TRAINING)[0].columns
-        return tables, self.task.find_labels(list(tables.values()), columns, self.given_labels)
+            return {entry.language: entry.read() for entry in entries}, None
+        written = [entry.read_as_written() for entry in entries]
+        inventory = self.task.find_labels(written, entries[0].columns, self.given_labels)
+        tables = zip(entries, written, strict=True)
+        return {entry.language: named(table, entry.label_column) for entry, table in tables}, inventory
 
     def take_shots(self, entry: DataSet, table: Dataset, inventory: LabelInventory | None) -> Dataset:
         """Choose a language's few-shot examples: stratified, nested over budgets."""
@@ -228,7 +241,7 @@ def resolve_data(
     plan.division, plan.shared = division, finder.claims.shared
     plan.notes += [entry.describe() for entry in plan.shared]
     settle_readings(plan, labels)
-    return _with_known_labels(plan) if trains and task.with_labels else plan
+    return _with_known_labels(plan) if trains and task.find_labels else plan
 
 
 def settle_readings(plan: DataPlan, names: Sequence[str] | None) -> None:
@@ -251,7 +264,7 @@ def settle_readings(plan: DataPlan, names: Sequence[str] | None) -> None:
     def settled(entry: DataSet) -> DataSet:
         key = (id(entry.source), entry.language, entry.split)
         if entry.reading is None and key not in found:
-            found[key] = plan.task.find_reading(entry.read(), entry.columns, names)
+            found[key] = plan.task.find_reading(entry.read_as_written(), entry.columns, names)
             if found[key] is not None:
                 noted[f"{entry.where}"] = found[key]
         return entry if entry.reading is not None else replace(entry, reading=found[key])
@@ -269,6 +282,11 @@ def _with_known_labels(plan: DataPlan) -> DataPlan:
     """Let the labels of the training data settle how the task is scored."""
     _, inventory = plan.read_training()
     plan.task = plan.task.given_labels(inventory)
+    plan.notes += [
+        f"`{one}` and `{other}` are two labels, which differ in case or blanks alone; make them one in the data if "
+        "they are meant to be."
+        for one, other in alike(inventory.names)
+    ]
     return plan
 
 

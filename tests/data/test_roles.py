@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from tiny import make_rows, save_encoder, write_data, write_rows
+from tiny import CLASSES, make_rows, save_encoder, write_data, write_rows
 
 from hf_xlt.arguments import DataArguments
 from hf_xlt.cli.main import main
@@ -183,7 +183,7 @@ def test_a_set_is_divided_by_name_and_seed(world):
     again = resolve(True, **given)
     assert {row["id"] for row in again.of_role(TARGET_TEST)[0].read()} == ids[SOURCE_TEST]
     labels = [row["label"] for row in again.of_role(TARGET_TEST)[0].read()]
-    assert {labels.count(label) for label in range(3)} == {3}
+    assert {labels.count(label) for label in CLASSES} == {3}
     other = resolve(True, **given, divide_seed=1)
     assert {row["id"] for row in other.of_role(SOURCE_TEST)[0].read()} != ids[SOURCE_TEST]
 

@@ -72,7 +72,7 @@ class GatesFile:
         if path.is_dir():
             path = path / GATES_NAME
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(path.read_text(encoding="utf-8-sig"))
             found = cls(**values)
             found._check()
             return found
