@@ -83,6 +83,8 @@ class Task:
         class_column: the column to stratify few shots by, or None.
         max_length: longest input in tokens where the user sets none.
         count_examples: number of examples that features stand for.
+        splits_rows: whether one row may become several features, so that these are counted only once encoded.
+        smooths_labels: whether its labels are classes, which `label_smoothing_factor` spreads.
         with_labels: the task once its labels are known; None where these do not decide how it is scored.
     """
 
@@ -100,6 +102,8 @@ class Task:
     max_length: int = 128
     count_examples: Callable[[Any], int] = len
     with_labels: Callable[[Task, LabelInventory], Task] | None = None
+    splits_rows: bool = False
+    smooths_labels: bool = True
 
     @property
     def metric(self) -> str:

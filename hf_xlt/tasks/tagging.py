@@ -201,4 +201,5 @@ TOKEN_CLASSIFICATION = Task(
     item_scores=_item_scores,
     count_examples=lambda features: len(set(features[SENTENCE][:])),
     with_labels=_with_labels,
+    splits_rows=True,
 )

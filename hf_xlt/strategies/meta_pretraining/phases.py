@@ -18,7 +18,7 @@ from hf_xlt.strategies.meta_pretraining.carry import CarriedMoments, last_checkp
 from hf_xlt.strategies.meta_pretraining.config import OPTIMIZER_SETTINGS, two_phases
 from hf_xlt.strategies.meta_pretraining.trainer import MetaPretrainingTrainer
 from hf_xlt.training.checkpoints import newest_complete
-from hf_xlt.training.phases import RunContext, RunPhase, single_phase
+from hf_xlt.training.phases import OWN, RunContext, RunPhase, single_phase
 from hf_xlt.training.trainer import XLTTrainer
 
 FINETUNE = "finetune"
@@ -83,7 +83,7 @@ def _run_phase(
             role_datasets=None,
         )
 
-    return RunPhase(phase.name, build, phase.fingerprint(), phase.steps)
+    return RunPhase(phase.name, build, phase.fingerprint(), phase.steps, examples=OWN)
 
 
 def _moments(earlier: Sequence[Phase], phase: Phase, folder: Path, previous: Path | None) -> CarriedMoments:

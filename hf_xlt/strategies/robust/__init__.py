@@ -8,7 +8,15 @@ the machinery: FreeLB, and training on the divergence of predictions under noise
 scored by smoothed prediction (`smoothing`), whose votes certify a radius (`certificate`).
 """
 
+from typing import TYPE_CHECKING
+
 from hf_xlt.strategies import on_first_use
+
+if TYPE_CHECKING:
+    from hf_xlt.strategies.robust.config import RobustConfig as RobustConfig
+    from hf_xlt.strategies.robust.entry import STRATEGY as STRATEGY
+    from hf_xlt.strategies.robust.trainer import RobustTrainer as RobustTrainer
+
 
 _PUBLIC = {"STRATEGY": ".entry", "RobustConfig": ".config", "RobustTrainer": ".trainer"}
 

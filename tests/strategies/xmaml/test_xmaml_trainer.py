@@ -42,6 +42,7 @@ def trainer_of(folder, model=None, auxiliary=None, **changes):
         data_collator=DataCollatorWithPadding(make_tokenizer()),
         processing_class=make_tokenizer(),
         role_datasets={"auxiliary": AUXILIARY if auxiliary is None else auxiliary},
+        in_phases=True,
     )
 
 
