@@ -71,15 +71,18 @@ _PUBLIC = {
 __all__ = ["__version__", *_PUBLIC]
 
 
-def __getattr__(name: str) -> object:
-    """Import a public name on first use.
+if not TYPE_CHECKING:
+    # A checker of types would take every name for one of ours.
 
-    Raises:
-        AttributeError: `name` is not public.
-    """
-    if name not in _PUBLIC:
-        raise AttributeError(f"module `hf_xlt` has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+    def __getattr__(name: str) -> object:
+        """Import a public name on first use.
+
+        Raises:
+            AttributeError: `name` is not public.
+        """
+        if name not in _PUBLIC:
+            raise AttributeError(f"module `hf_xlt` has no attribute {name!r}")
+        return getattr(import_module(_PUBLIC[name]), name)
 
 
 def __dir__() -> list[str]:

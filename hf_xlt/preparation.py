@@ -35,6 +35,7 @@ from hf_xlt.training.interruption import InterruptionFlag
 from hf_xlt.training.phases import OWN, RunContext, RunPhase, single_phase
 from hf_xlt.training.phases import SHOTS as COUNTS_SHOTS
 from hf_xlt.training.phases import TRAINING as COUNTS_TRAINING
+from hf_xlt.training.refusals import check_precision
 from hf_xlt.training.updates import count_updates, no_batch
 
 
@@ -82,6 +83,7 @@ def plan_run(arguments: Arguments) -> tuple[DataPlan, dict[str, Any]]:
             f"`--label-smoothing-factor` does not go with the task `{plan.task.name}`, whose candidates are the "
             "positions of a batch, padding included. Leave it at 0."
         )
+    check_precision(arguments.config)
     plan_updates(arguments, plan)
     if arguments.run.dry_run:
         # Nothing is trained, so that reading the tests chooses nothing.

@@ -74,6 +74,16 @@ def check_refusals(trainer_cls: type[XLTTrainer], config: Any) -> None:
             raise ConfigError(f"`{trainer_cls.__name__}`: {refusal.reason}")
 
 
+def check_precision(config: Any) -> None:
+    """Refuse `fp16` on a CPU, where autocast takes no part in it and training would go on in float32.
+
+    Raises:
+        ConfigError: it is asked for.
+    """
+    if config.fp16 and config.device.type == "cpu":
+        raise ConfigError("`fp16` needs a GPU, and would change nothing on a CPU. Use `bf16`, or leave it off.")
+
+
 def check_label_smoothing(config: Any, model_config: Any, label_names: Sequence[str]) -> None:
     """Refuse label smoothing where there are no classes to smooth over.
 

@@ -39,6 +39,7 @@ from hf_xlt.training.refusals import (
     EVAL,
     check_arguments,
     check_label_smoothing,
+    check_precision,
     check_refusals,
     check_selection,
     check_settings_of_phases,
@@ -48,7 +49,7 @@ from hf_xlt.training.refusals import (
 )
 from hf_xlt.training.sampling import EpochLengthSampler
 from hf_xlt.training.state import ExtraState
-from hf_xlt.training.updates import check_loader, check_made
+from hf_xlt.training.updates import check_data, check_loader, check_made
 from hf_xlt.training.window import UpdateWindow
 
 JOINT = "few-shot"
@@ -105,9 +106,10 @@ class XLTTrainer(Trainer):
         config = kwargs.get("args", args[1] if len(args) > 1 else None)
         check_arguments(type(self), config)
         check_refusals(type(self), self._refused_by(config, kwargs))
+        check_precision(config)
         self.in_phases = in_phases
         if not in_phases:
-            self._check_alone(config, kwargs)
+            self._check_alone(config, {**kwargs, "joint_datasets": joint_datasets})
         super().__init__(*args, **kwargs)
         if self.args.n_gpu > 1:
             raise ConfigError(
@@ -155,6 +157,7 @@ class XLTTrainer(Trainer):
         """
         if self.evaluates_labels:
             check_selection(self)
+        check_data(self.args, self.train_dataset)
         if resume_from_checkpoint is True:
             newest = newest_complete(Path(self.args.output_dir))
             if newest is None:

@@ -77,6 +77,16 @@ def no_batch(config: Any, examples: int | None, what: str = "training") -> Confi
     )
 
 
+def check_data(config: Any, dataset: Any) -> None:
+    """Refuse data without an example, of which no loader can be made.
+
+    Raises:
+        ConfigError: they are known to have none.
+    """
+    if dataset is not None and has_length(dataset) and len(dataset) == 0:
+        raise no_batch(config, 0)
+
+
 def check_loader(config: Any, loader: DataLoader, dataset: Any) -> None:
     """Refuse a loader without a batch, before anything is trained.
 

@@ -26,4 +26,5 @@ _PUBLIC = {
 }
 
 __all__ = list(_PUBLIC)
-__getattr__ = on_first_use(__name__, _PUBLIC)
+if not TYPE_CHECKING:
+    __getattr__ = on_first_use(__name__, _PUBLIC)

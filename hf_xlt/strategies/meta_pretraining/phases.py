@@ -153,6 +153,8 @@ def task_phases(config: Any) -> list[RunPhase]:
         "eval_strategy": IntervalStrategy.NO,
         "load_best_model_at_end": False,
         "label_smoothing_factor": 0.0,
+        # They are of the schedule that the fine-tuning follows.
+        "lr_scheduler_kwargs": None,
     }
     phases = two_phases(config, (config.meta_language, "all"))
     return [*pretraining_phases(phases, load_text, **settings), RunPhase(FINETUNE, single_phase(XLTTrainer))]

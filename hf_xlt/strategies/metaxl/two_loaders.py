@@ -97,8 +97,8 @@ class SourceAndTargetTrainer(XLTTrainer):
         if len(sources) < 2:
             raise ConfigError(
                 f"`source_sampling` {config.source_sampling} draws among source languages, and there are "
-                f"{len(sources)} with data of their own. Give several in `role_datasets['source']` (`source_languages` "
-                "of a run), or leave it at mixed."
+                f"{len(sources)} with data of their own. Give several in `role_datasets['source']` "
+                "(`source_languages` of a run), or leave it at mixed."
             )
         return SourceSampler(
             {language: len(dataset) for language, dataset in sources.items()},

@@ -16,4 +16,5 @@ if TYPE_CHECKING:
 _PUBLIC = {"STRATEGY": ".entry", "XMAMLConfig": ".config", "XMAMLTrainer": ".trainer"}
 
 __all__ = list(_PUBLIC)
-__getattr__ = on_first_use(__name__, _PUBLIC)
+if not TYPE_CHECKING:
+    __getattr__ = on_first_use(__name__, _PUBLIC)
