@@ -98,6 +98,14 @@ def _select(parts: list[Any], order: np.ndarray) -> Any:
     return Subset(ConcatDataset(parts), order.tolist())
 
 
+def _of_labels(predictions: Any, labels: Any) -> Any:
+    """Return the logits that labels are for: encoder-decoders give further arrays behind them."""
+    count = len(labels) if isinstance(labels, tuple) else 1
+    if not isinstance(predictions, tuple) or len(predictions) <= count - (count == 1):
+        return predictions
+    return predictions[0] if count == 1 else predictions[:count]
+
+
 def language_metrics(
     prediction: EvalPrediction, compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None, config: Any
 ) -> dict[str, float]:
@@ -112,7 +120,8 @@ def language_metrics(
         Metrics by name; `loss` is the exact mean over units, when the predictions are logits and labels are known.
     """
     metrics = dict(compute_metrics(prediction)) if compute_metrics is not None else {}
-    logits, labels = prediction.predictions, prediction.label_ids
+    labels = prediction.label_ids
+    logits = _of_labels(prediction.predictions, labels)
     if isinstance(logits, np.ndarray) and isinstance(labels, np.ndarray) and np.issubdtype(logits.dtype, np.floating):
         named, outputs = {"labels": torch.from_numpy(labels)}, {"logits": torch.from_numpy(logits).float()}
     elif isinstance(logits, tuple) and isinstance(labels, tuple) and len(logits) == len(labels) == len(_ENDS):

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 LEDGER_NAME = "phases.json"
 FINAL_NAME = "final"
 TRAIN = "train"
+TRAINING, SHOTS, OWN = "training", "shots", "own"
 
 
 @runtime_checkable
@@ -59,6 +60,7 @@ class RunPhase:
         fingerprint: hash of what defines the phase; a finished phase may not be defined otherwise on resuming. None
             where the run's arguments, which are compared as a whole, say it all.
         updates: how many updates it makes; None where that depends on the training data.
+        examples: what its loader counts: the run's `TRAINING`, its `SHOTS`, or `OWN`, which never runs out.
         cost: cost of one update in plain fine-tuning steps, from the number of auxiliary languages; None where the
             registry's `cost` of an update holds.
     """
@@ -68,6 +70,7 @@ class RunPhase:
     fingerprint: str | None = None
     updates: int | None = None
     cost: Callable[[int], float] | None = None
+    examples: str = TRAINING
 
 
 @dataclass
@@ -91,6 +94,7 @@ class RunContext:
         extra_callbacks: further callbacks, made anew for every phase.
         load_masked_lm: loads the run's encoder, or the model in a folder, with its masked-LM head.
         averaging: what the run averages; None leaves that to the strategy.
+        select_on_target_validation: whether target-language labels may select.
     """
 
     strategy: Strategy
@@ -109,6 +113,7 @@ class RunContext:
     extra_callbacks: Callable[[], list[TrainerCallback]] = list
     load_masked_lm: Callable[[Path | None], PreTrainedModel] | None = None
     averaging: AverageArguments | None = None
+    select_on_target_validation: bool = False
 
     def config_for(self, folder: Path, **changes: Any) -> Any:
         """Copy the run's config for one phase.
@@ -156,6 +161,8 @@ class RunContext:
             "source_languages": self.source_languages,
             "joint_datasets": self.joint,
             "role_datasets": self.roles,
+            "select_on_target_validation": self.select_on_target_validation,
+            "in_phases": True,
         }
         try:
             return trainer_cls(**{**arguments, **changes})
@@ -357,6 +364,7 @@ def _train(trainer: XLTTrainer, phase: RunPhase, folder: Path, resume: bool) -> 
     return {
         "name": phase.name,
         "updates": output.global_step,
+        **({"updates_asked": asked} if (asked := trainer.state.max_steps) > output.global_step else {}),
         "resumed_from": step_of(checkpoint) if checkpoint else None,
         "seconds": round(time.monotonic() - start, 2),
         "training_loss": output.training_loss,

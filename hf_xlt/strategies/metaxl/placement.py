@@ -46,7 +46,7 @@ def layer_list(model: nn.Module) -> nn.ModuleList:
         raise ConfigError(
             f"`{type(plain_model(model)).__name__}` has {len(found)} module lists of length {count} "
             "(`num_hidden_layers`), so its encoder layers cannot be told. Name the modules whose output is to be "
-            "transformed by their path with `--rtn-modules`."
+            "transformed by their path with `rtn_modules`."
         )
     return found[0]
 
@@ -97,7 +97,7 @@ def find_module(model: nn.Module, place: int | str) -> nn.Module:
     if not isinstance(embeddings, nn.Module):
         raise ConfigError(
             f"`{type(encoder_of(model)).__name__}` has no module `embeddings` for placement 0. Name the module by its "
-            "path with `--rtn-modules`."
+            "path with `rtn_modules`."
         )
     return embeddings
 
@@ -162,7 +162,7 @@ class Injection:
             if calls > 1 or states.dim() != 3:
                 raise ConfigError(
                     f"`{type(module).__name__}` at placement {self.places[slot]} ran more than once in a forward "
-                    "pass, or gave no (batch, tokens, width) tensor. Choose another with `--rtn-modules`; encoders "
+                    "pass, or gave no (batch, tokens, width) tensor. Choose another with `rtn_modules`; encoders "
                     "that remove padding need `attn_implementation` `sdpa` or `eager`."
                 )
             changed = self._transform(states, slot, pinned, trace)

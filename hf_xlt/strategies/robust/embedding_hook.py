@@ -34,7 +34,7 @@ def word_embedding(model: nn.Module) -> nn.Module:
     if getattr(module, "weight", None) is None:
         raise ConfigError(
             f"`{type(model).__name__}.get_input_embeddings()` returns no embedding with a weight; embedding "
-            "perturbations need one. Implement it, or use `--method none`."
+            "perturbations need one. Implement it, or set `method` to none."
         )
     return module
 

@@ -128,7 +128,7 @@ class GatesFile:
             raise ConfigError(
                 f"the gates are of the groups {', '.join(self.groups)}; this model has {', '.join(names)}. Use a "
                 "model of the same depth and family, or let constant or table gates be taken by relative depth with "
-                "`--interpolate-gates`."
+                "`interpolate_gates`."
             )
         own = sorted((layer_number(name), place) for place, name in enumerate(self.groups) if _is_layer(name))
         layers = [name for name in names if _is_layer(name)]

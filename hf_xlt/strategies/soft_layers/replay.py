@@ -58,7 +58,7 @@ def check_attention(model: Any) -> None:
     if kernel.startswith(_NO_SECOND_DERIVATIVE):
         raise ConfigError(
             f"attention kernel `{kernel}` has no second derivative, which exact gradients need. Use "
-            "`--attn-implementation sdpa` or eager."
+            "`attn_implementation` sdpa or eager."
         )
 
 

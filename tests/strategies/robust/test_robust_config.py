@@ -147,7 +147,7 @@ def test_an_optimizer_that_updates_within_backward_is_refused_where_there_are_se
 
 
 def test_freelb_that_is_plain_training_warns(kit):
-    with pytest.warns(UserWarning, match="--steps 3"):
+    with pytest.warns(UserWarning, match="`steps` to 3"):
         kit.trainer(method="freelb")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
