@@ -33,8 +33,6 @@ from hf_xlt.streams import shows_progress
 from hf_xlt.sweep.arguments import SweepArguments, check_sweep
 from hf_xlt.sweep.division import Division, check_names
 
-GROUPS = (RunArguments, ModelArguments, DataArguments, PeftArguments, AverageArguments, SweepArguments)
-
 
 class _Parser(argparse.ArgumentParser):
     """Finds what the other flags depend on, before the strategy's own fields are known."""

@@ -1,4 +1,4 @@
-"""Whether inputs belong together: architecture, labels, tokenizer (spec 4.5); and the files copied beside weights."""
+"""Whether inputs belong together: architecture, labels, tokenizer; and the files copied beside weights."""
 
 from __future__ import annotations
 

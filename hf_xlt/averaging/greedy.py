@@ -1,4 +1,4 @@
-"""Greedy soup (spec 1.7; Wortsman et al. 2022): add a snapshot to the average if the score does not fall.
+"""Greedy soup (Wortsman et al. 2022): add a snapshot to the average if the score does not fall.
 
 The score is on source-language validation data. Target data are never read for it, so the transfer stays zero-shot.
 """

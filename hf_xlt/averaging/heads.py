@@ -1,4 +1,4 @@
-"""Sharing one head between runs, so that the runs can be averaged (spec 1.3, 4.6).
+"""Sharing one head between runs, so that the runs can be averaged.
 
 The head is trained once, by a donor run; every other run loads it and keeps it frozen. Which parameters are the head
 follows from the model's class: what does not belong to its `base_model_prefix` part. Names are not searched, so a

@@ -22,7 +22,6 @@ from hf_xlt.training.phases import OWN, RunContext, RunPhase, single_phase
 from hf_xlt.training.trainer import XLTTrainer
 
 FINETUNE = "finetune"
-TextLoader = Callable[[Phase, Any], PhaseText]
 
 
 def pretraining_phases(

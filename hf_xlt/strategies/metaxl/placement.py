@@ -19,7 +19,6 @@ from hf_xlt.strategies.metaxl.rtn import RepresentationTransformation
 
 # After the last layer these encoders normalise once more; the head reads that module's output.
 _FINAL_NORMS = {"modernbert": "final_norm", "xlm-roberta-xl": "encoder.LayerNorm", "roberta-prelayernorm": "LayerNorm"}
-_GENERIC_FINAL_NORMS = ("final_norm", "final_layer_norm", "ln_f", "norm")
 
 
 def plain_model(model: nn.Module) -> nn.Module:
@@ -39,7 +38,7 @@ def layer_list(model: nn.Module) -> nn.ModuleList:
     Raises:
         ConfigError: there is none, or more than one.
     """
-    encoder, config = encoder_of(model), plain_model(model).config
+    encoder, config = encoder_of(model), plain_model(model).config.get_text_config()
     count = getattr(config, "num_hidden_layers", None)
     found = [module for module in encoder.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
     if len(found) != 1:
@@ -57,10 +56,15 @@ def _final_module(model: nn.Module, layers: nn.ModuleList) -> nn.Module:
     if path is not None:
         return encoder.get_submodule(path)
     owner = next(module for module in encoder.modules() if any(child is layers for child in module.children()))
+    # The norm that DeBERTa keeps beside its layers is that of its relative positions.
+    if hasattr(owner, "rel_embeddings"):
+        return layers[-1]
     norms = [
-        getattr(owner, name) for name in _GENERIC_FINAL_NORMS if isinstance(getattr(owner, name, None), nn.Module)
+        module
+        for name, module in owner.named_children()
+        if "norm" in type(module).__name__.lower() and "embed" not in name
     ]
-    return norms[0] if norms else layers[-1]
+    return norms[-1] if norms else layers[-1]
 
 
 def find_module(model: nn.Module, place: int | str) -> nn.Module:

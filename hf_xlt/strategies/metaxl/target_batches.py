@@ -16,7 +16,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from hf_xlt.errors import ConfigError
 
-POSITION, FIRST_HALF = "position", "first"
+FIRST_HALF = "first"
 POOL, TRAIN_POOL, META_POOL = "pool", "train", "meta"
 
 

@@ -101,7 +101,7 @@ class PerturbingTrainer(XLTTrainer):
         if self.args.eps_mode == "absolute":
             return length
         if self._reference_norm is None:
-            self._reference_norm = mean_embedding_norm(word_embedding(self.bare_model()).weight, self.processing_class)
+            self._reference_norm = mean_embedding_norm(word_embedding(self.bare_model()), self.processing_class)
         return length * self._reference_norm
 
     def _ball(self) -> maths.Ball:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_xlt.errors import ConfigError, RunError
+from hf_xlt.randomness import read_generators
 from hf_xlt.strategies.soft_layers.checks import REFUSALS
 from hf_xlt.strategies.soft_layers.config import SoftLayerSelectionConfig
 from hf_xlt.strategies.soft_layers.episodes import Episode, load_passes, passes_file, save_passes
@@ -26,7 +27,7 @@ from hf_xlt.strategies.soft_layers.learning import Learning
 from hf_xlt.strategies.soft_layers.meta_gradient import check_differentiable
 from hf_xlt.strategies.soft_layers.query import AUXILIARY
 from hf_xlt.strategies.soft_layers.rates import check_optimizer
-from hf_xlt.strategies.soft_layers.replay import MicroBatch, generator_states
+from hf_xlt.strategies.soft_layers.replay import MicroBatch
 from hf_xlt.strategies.soft_layers.report import describe, leave_gates
 from hf_xlt.strategies.soft_layers.setup import GateSetup
 from hf_xlt.strategies.soft_layers.source import ComputedGates
@@ -157,7 +158,7 @@ class SoftLayerSelectionTrainer(XLTTrainer):
         window, place = self.window, self.window.current
         if self.learning is not None and self.learning.records():
             kept = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
-            states = generator_states(self.args.device)
+            states = read_generators(self.args.device)
             self.learning.episode.passes.append(MicroBatch(self._prepare_inputs(kept), window, place, states))
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.setup.needs_loss:

@@ -18,11 +18,11 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_xlt.errors import ConfigError
-from hf_xlt.randomness import derive_seed
+from hf_xlt.randomness import derive_seed, generators
 from hf_xlt.strategies.soft_layers.groups import HEAD as HEAD_GROUP
 from hf_xlt.strategies.soft_layers.groups import find_groups
 from hf_xlt.strategies.soft_layers.query import AUXILIARY, own_rows
-from hf_xlt.strategies.soft_layers.replay import check_attention, generators_kept
+from hf_xlt.strategies.soft_layers.replay import check_attention
 from hf_xlt.strategies.xmaml.card import PLAIN, REPTILE
 from hf_xlt.strategies.xmaml.config import ALL, HEAD, REFUSALS, XMAMLConfig
 from hf_xlt.strategies.xmaml.episodes import cosine, meta_gradient
@@ -258,8 +258,7 @@ class _Task:
         args = trainer.args
         shadow = _Shadow(trainer.bare_model(), dict(zip(trainer._names, weights, strict=True)))
         seed = derive_seed(args.seed, "xmaml", self.step, self.language, purpose, args.process_index)
-        with generators_kept(args.device), trainer.compute_loss_context_manager():
-            torch.manual_seed(seed)
+        with generators(args.device, seed), trainer.compute_loss_context_manager():
             return trainer.compute_loss(shadow, batch, num_items_in_batch=units)
 
 
