@@ -278,6 +278,7 @@ class Arguments:
         sweep: whether it is one of several runs, or several.
         config: the strategy's config.
         explicit: names of the fields that the command line or the YAML file set.
+        asked: what both asked for, as one command line; the file's settings come first.
     """
 
     strategy: Strategy
@@ -289,6 +290,7 @@ class Arguments:
     sweep: SweepArguments
     config: Any
     explicit: frozenset[str]
+    asked: tuple[str, ...] = ()
 
     @property
     def embedded(self) -> bool:

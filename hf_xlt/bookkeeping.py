@@ -84,7 +84,7 @@ def start_record(
         seeds=_seeds(arguments),
         selection=selection,
         versions=versions(),
-        command=shareable_command(argv),
+        command=shareable_command(arguments.asked or argv, arguments.config.LOCAL_FILES),
         demo=arguments.embedded,
         created=datetime.datetime.now(datetime.UTC).date().isoformat(),
     )
