@@ -14,6 +14,7 @@ from hf_xlt.data.generalized import choose_pair_sets, join_pairs
 from hf_xlt.data.labels import LabelInventory
 from hf_xlt.data.model_labels import match_labels
 from hf_xlt.data.patterns import label_of
+from hf_xlt.data.readings import settle_readings
 from hf_xlt.data.roles import (
     AUXILIARY,
     AUXILIARY_TEST,
@@ -24,7 +25,6 @@ from hf_xlt.data.roles import (
     VALIDATION,
     DataPlan,
     resolve_data,
-    settle_readings,
 )
 from hf_xlt.data.sources import EMBEDDED
 from hf_xlt.errors import ConfigError
