@@ -74,7 +74,9 @@ def test_an_encoder_decoder_gives_a_loss_and_its_logits_alone(name, tmp_path):
 
 def test_questions_of_an_encoder_decoder_give_starts_and_ends(tmp_path):
     torch.manual_seed(0)
-    model = AutoModelForQuestionAnswering.from_config(CONFIGS["t5"]).eval()
+    model = AutoModelForQuestionAnswering.from_config(
+        T5Config(**T5, **IDS | {"num_labels": 2}, decoder_start_token_id=0)
+    ).eval()
     rows = [
         {name: row[name] for name in ("input_ids", "attention_mask")} | {"start_positions": 1, "end_positions": 2}
         for row in make_features(6)
