@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
+from hf_xlt.averaging.heads import body_modules
 from hf_xlt.errors import ConfigError, close_match
 from hf_xlt.randomness import derive_seed
 
@@ -102,25 +103,13 @@ def head_modules(model: PreTrainedModel) -> list[str]:
 
     Checkpoints often lack the pooler, which is then as new as the head.
     """
-    body = _body_modules(model)
+    body = body_modules(model)
     head = [
         name for name, module in model.named_children() if name not in body and any(True for _ in module.parameters())
     ]
     if isinstance(getattr(model.base_model, _POOLER, None), nn.Module):
         head.append(_POOLER)
     return sorted(head)
-
-
-def _body_modules(model: PreTrainedModel) -> set[str]:
-    """Return the names of the children that a bare model of the family consists of.
-
-    It is one child as a rule. T5's model for questions holds the parts of its body itself: embeddings and stacks.
-    """
-    children = dict(model.named_children())
-    if model.base_model_prefix in children:
-        return {model.base_model_prefix}
-    parts = [model.get_input_embeddings(), model.get_encoder(), model.get_decoder()]
-    return {name for name, child in children.items() if any(child is part for part in parts)}
 
 
 def _target_modules(
