@@ -108,7 +108,7 @@ def check_configs(folders: Sequence[Path], strict: bool, notes: list[str]) -> li
 def _compare(first: tuple[Path, dict], other: tuple[Path, dict], strict: bool, notes: list[str]) -> None:
     problems = []
     for key in (*_SHAPE_KEYS, *_TOKEN_KEYS):
-        expected, found = first[1].get(key), other[1].get(key)
+        expected, found = _setting(first[1], key), _setting(other[1], key)
         if expected != found:
             problems.append((key, expected, found, "Only checkpoints of one architecture can be averaged."))
     labels = [_labels(config) for config in (first[1], other[1])]
@@ -123,6 +123,12 @@ def _compare(first: tuple[Path, dict], other: tuple[Path, dict], strict: bool, n
     bases = [config.get("_name_or_path") for config in (first[1], other[1])]
     if all(bases) and bases[0] != bases[1]:
         notes.append(f"`{first[0].name}` and `{other[0].name}` name different base models in their configs.")
+
+
+def _setting(config: dict[str, Any], key: str) -> Any:
+    """Return a setting of a config, or of the text model's in it, where the sizes of models of several kinds lie."""
+    nested = config.get("text_config")
+    return config[key] if key in config or not isinstance(nested, dict) else nested.get(key)
 
 
 def _labels(config: dict[str, Any]) -> list[str] | None:

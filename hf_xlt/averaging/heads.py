@@ -1,8 +1,8 @@
 """Sharing one head between runs, so that the runs can be averaged.
 
 The head is trained once, by a donor run; every other run loads it and keeps it frozen. Which parameters are the head
-follows from the model's class: what does not belong to its `base_model_prefix` part. Names are not searched, so a
-module of the encoder that is named like a head is none.
+follows from the model's class: what does not belong to its body. Names are not searched, so a module of the encoder
+that is named like a head is none.
 """
 
 from __future__ import annotations
@@ -55,15 +55,48 @@ def head_names(folder: Path, names: Iterable[str]) -> list[str]:
             f"{f' (`{classes[0]}`)' if classes else ''}. Give `--head average` if the heads are shared."
         )
     names, body = list(names), f"{model_class.base_model_prefix}."
-    # A bare encoder has no such prefix, and no head.
-    return [name for name in names if not name.startswith(body)] if any(n.startswith(body) for n in names) else []
+    if any(name.startswith(body) for name in names):
+        return [name for name in names if not name.startswith(body)]
+    parts = _body_of_class(model_class, folder)
+    # A bare encoder has no head.
+    return [name for name in names if name.partition(".")[0] not in parts] if parts else []
+
+
+def _body_of_class(model_class: type[PreTrainedModel], folder: Path) -> set[str]:
+    """Return the parts that a class holds of a body it has no prefix for; empty for the body itself."""
+    import torch
+
+    with torch.device("meta"):
+        model = model_class(model_class.config_class.from_pretrained(folder))
+    return set() if is_body(model) else body_modules(model)
+
+
+def is_body(model: PreTrainedModel) -> bool:
+    """Say whether a model is the bare one of its family, without a head."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    bare = MODEL_MAPPING.get(type(model.config), ())
+    return type(model) in (bare if isinstance(bare, tuple) else (bare,))
+
+
+def body_modules(model: PreTrainedModel) -> set[str]:
+    """Return the names of the children of a task model that a bare model of the family consists of.
+
+    It is one child as a rule. T5's model for questions holds the parts of its body itself: embeddings and stacks.
+    """
+    children = dict(model.named_children())
+    if model.base_model_prefix in children:
+        return {model.base_model_prefix}
+    parts = {id(part) for part in (model.get_input_embeddings(), model.get_encoder(), model.get_decoder())}
+    return {name for name, child in children.items() if any(id(module) in parts for module in child.modules())}
 
 
 def head_parameters(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
     """Return a model's parameters outside its encoder, by name."""
-    body = {id(parameter) for parameter in model.base_model.parameters()}
-    if model.base_model is model:
+    if is_body(model):
         return {}
+    parts = [model.get_submodule(name) for name in body_modules(model)]
+    body = {id(parameter) for part in parts for parameter in part.parameters()}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in body}
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 IGNORED = -100
 LABEL_NAMES = ("labels", "start_positions", "end_positions")
+LOGIT_NAMES = frozenset({"logits", "start_logits", "end_logits"})
 
 
 def labels_of(inputs: Mapping[str, Any]) -> dict[str, Tensor]:

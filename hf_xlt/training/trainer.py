@@ -24,7 +24,7 @@ from transformers.utils import logging
 from hf_xlt.errors import ConfigError, RunError
 from hf_xlt.training.checkpoints import newest_complete, rotate, seal, unseal
 from hf_xlt.training.config import XLTConfig
-from hf_xlt.training.languages import example_lengths, join_languages, language_metrics
+from hf_xlt.training.languages import example_lengths, join_languages, language_metrics, names_beside_logits
 from hf_xlt.training.loaders import EndlessLoader, concatenate_batches
 from hf_xlt.training.losses import (
     IGNORED,
@@ -416,6 +416,23 @@ class XLTTrainer(Trainer):
         if self.is_in_train and asked is not None and f"{EVAL}{asked.removeprefix(EVAL)}" not in metrics:
             raise missing_metric(metrics, asked)
         return metrics
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        """Evaluate a batch as `Trainer.prediction_step`, and keep nothing but the logits unless `ignore_keys` is given.
+
+        Returns:
+            Loss, logits and labels.
+        """
+        if ignore_keys is not None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        with names_beside_logits(model, getattr(self.model, "config", None)) as ignored:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignored)
 
     def predict_languages(
         self, datasets: Mapping[str, Any], ignore_keys: list[str] | None = None

@@ -14,7 +14,7 @@ from hf_xlt.registry import Refusal
 from hf_xlt.training.config import XLTConfig
 
 META, CROSS = "meta", "cross"
-# Section 2.1 of our specification; `hf-xlt pretrain` starts from the same values.
+# `hf-xlt pretrain` starts from the same values.
 OPTIMIZER_SETTINGS: dict[str, Any] = {
     "adam_beta2": 0.98,
     "adam_epsilon": 1e-6,

@@ -40,7 +40,14 @@ def layer_list(model: nn.Module) -> nn.ModuleList:
     """
     encoder, config = encoder_of(model), plain_model(model).config.get_text_config()
     count = getattr(config, "num_hidden_layers", None)
-    found = [module for module in encoder.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
+    # A list of lists (the blocks of Funnel) is never called.
+    found = [
+        module
+        for module in encoder.modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == count
+        and not any(isinstance(entry, nn.ModuleList) for entry in module)
+    ]
     if len(found) != 1:
         raise ConfigError(
             f"`{type(plain_model(model)).__name__}` has {len(found)} module lists of length {count} "

@@ -69,7 +69,7 @@ class MetaXLTrainer(SourceAndTargetTrainer):
         ):
             raise ConfigError("`hypergrad` evograd varies the head, and this model trains none. Choose exact.")
         rtn = RepresentationTransformation(
-            plain_model(bare).config.hidden_size,
+            plain_model(bare).config.get_text_config().hidden_size,
             len(config.places),
             bottleneck=config.rtn_bottleneck,
             gate=config.rtn_gate,

@@ -74,6 +74,7 @@ class SourceAndTargetTrainer(XLTTrainer):
         """
         check_arguments(type(self), args)
         roles = {role: dict(sets) for role, sets in (role_datasets or {}).items()}
+        self.target_sizes = {language: len(dataset) for language, dataset in roles.get(TARGET, {}).items()}
         pools = target_pools(roles.get(TARGET, {}), None if args.target_resplit else args.split_portion)
         if args.trains_on_target_alone:
             train_dataset = next(iter(pools.values())) if len(pools) == 1 else ConcatDataset(list(pools.values()))
@@ -207,11 +208,16 @@ class SourceAndTargetTrainer(XLTTrainer):
             self.sampler.load(tensors, values)
 
     def phase_facts(self) -> dict[str, Any]:
-        """Return what the target examples were used for, and how often each source language was drawn."""
+        """Return the target examples by language, and how often each source language was drawn.
+
+        Where they are parted for good, also how many train the model and how many are the meta loss.
+        """
         facts: dict[str, Any] = {
             "method": self.args.method,
-            "target_examples": {name: len(pool) for name, pool in self.role_datasets[TARGET].items()},
+            "target_examples": dict(self.target_sizes),
         }
+        if len(self.role_datasets[TARGET]) > 1:
+            facts["target_parts"] = {name: len(pool) for name, pool in self.role_datasets[TARGET].items()}
         if self.sampler is not None:
             facts["updates_by_source"] = dict(self.sampler.updates)
         return {"metaxl": facts}
