@@ -80,6 +80,13 @@ class ModelArguments:
     attn_implementation: str | None = field(
         default=None, metadata={"help": "Attention kernel for training (eager, sdpa, flash_attention_2); not saved."}
     )
+    resize_embeddings: bool = field(
+        default=False,
+        metadata={
+            "help": "Make new embeddings, and train them, for tokens of the tokenizer that the model has none for; "
+            "without this such a tokenizer is refused."
+        },
+    )
 
 
 @dataclass

@@ -179,11 +179,11 @@ def _planned_adapter(arguments: Arguments, plan: DataPlan) -> list[str]:
     import torch
 
     from hf_xlt.adapters import describe, merged_size
-    from hf_xlt.preparation import adapt, find_model
+    from hf_xlt.preparation import adapt
 
     _, inventory = plan.read_training()
     with torch.device("meta"):
-        model = adapt(find_model(arguments).load_random(plan.task, inventory), arguments, plan.task)
+        model = adapt(plan.fitted.source.load_random(plan.task, inventory), arguments, plan.task)
     facts = {"parameters": merged_size(model), "adapter": describe(model)}
     return [
         f"Parameters {facts['parameters']:,}{of_adapter(facts)}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,8 @@ from hf_xlt.data.roles import (
     resolve_data,
 )
 from hf_xlt.errors import ConfigError, close_match
-from hf_xlt.evaluation import encoder, longest_input
+from hf_xlt.evaluation import encoder
+from hf_xlt.modelling.tokens import Fitted, fit_tokenizer
 from hf_xlt.models import ModelSource
 from hf_xlt.record import LAST_CHECKPOINT, SOURCE_VALIDATION
 from hf_xlt.record import TARGET_VALIDATION as ORACLE
@@ -67,7 +67,7 @@ def plan_run(arguments: Arguments) -> tuple[DataPlan, dict[str, Any]]:
     Raises:
         ConfigError: the data cannot be used, or not as asked; or the model's directory is missing.
     """
-    find_model(arguments)
+    source = find_model(arguments)
     plan = resolve_data(
         arguments.data,
         get_task(arguments.data.task),
@@ -78,6 +78,8 @@ def plan_run(arguments: Arguments) -> tuple[DataPlan, dict[str, Any]]:
     note_augmentation(arguments, plan)
     if arguments.data.generalized:
         choose_pair_sets(plan, arguments.data)
+    plan.fitted = fit_tokenizer(source, plan.task, arguments.data.max_length, arguments.model.resize_embeddings)
+    plan.notes.extend(plan.fitted.notes)
     if arguments.config.label_smoothing_factor and not plan.task.smooths_labels:
         raise ConfigError(
             f"`--label-smoothing-factor` does not go with the task `{plan.task.name}`, whose candidates are the "
@@ -167,9 +169,7 @@ def _sizes(arguments: Arguments, plan: DataPlan, exact: bool) -> dict[str, int]:
 def _count_features(arguments: Arguments, plan: DataPlan) -> tuple[int, int]:
     """Encode the source training data and the shots, and return the number of features of each."""
     tables, inventory = plan.read_training()
-    source = find_model(arguments)
-    tokenizer = source.load_tokenizer()
-    max_length = longest_input(arguments.data.max_length or plan.task.max_length, tokenizer, source.load_config())
+    tokenizer, max_length = plan.fitted.tokenizer, plan.fitted.max_length
 
     def encoder_of(entry: DataSet) -> Callable[[Any], Any]:
         return encoder(entry, plan, tokenizer, inventory, max_length)
@@ -256,9 +256,8 @@ def prepare(arguments: Arguments, plan: DataPlan, flag: InterruptionFlag) -> Pre
         ConfigError: data, tokenizer or model cannot be used.
     """
     tables, inventory = plan.read_training()
-    source = find_model(arguments)
-    tokenizer = source.load_tokenizer()
-    max_length = longest_input(arguments.data.max_length or plan.task.max_length, tokenizer, source.load_config())
+    fitted: Fitted = plan.fitted
+    source, tokenizer, max_length = fitted.source, fitted.tokenizer, fitted.max_length
 
     def encoder_of(entry: DataSet) -> Callable[[Any], Any]:
         return encoder(entry, plan, tokenizer, inventory, max_length)
@@ -362,8 +361,7 @@ def _model_loader(
 
         # The new head's weights come from the global generator, wherever it stands.
         set_seed(arguments.config.seed)
-        start = source if folder is None else dataclasses.replace(source, path=str(folder), name=None, revision=None)
-        model = start.load(task, inventory)
+        model = (source if folder is None else source.left_in(folder)).load(task, inventory)
         if shared is not None:
             # Frozen before there is an optimizer, whose weight decay would move it.
             shared.put(model)
@@ -389,7 +387,7 @@ def _masked_lm_loader(arguments: Arguments, source: ModelSource) -> Callable[[Pa
     """Return what loads the run's encoder, or the one in a folder, with its masked-LM head."""
 
     def load(folder: Path | None) -> Any:
-        start = source if folder is None else dataclasses.replace(source, path=str(folder), name=None, revision=None)
+        start = source if folder is None else source.left_in(folder)
         return start.load_masked_lm(arguments.config.seed)[0]
 
     return load

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from hf_xlt.data.parallel import ParallelSet
 from hf_xlt.data.sources import Source
 from hf_xlt.errors import ConfigError
-from hf_xlt.evaluation import longest_input
 from hf_xlt.files import write_json, write_text
 from hf_xlt.languages import english_name
+from hf_xlt.modelling.tokens import longest_input
 from hf_xlt.models import ModelSource, quiet, readable_errors
 from hf_xlt.results import markdown, percent
 from hf_xlt.streams import track

@@ -29,7 +29,8 @@ from hf_xlt import evaluation
 from hf_xlt.adapters import ADAPTER_NAME, describe, head_modules, merged, merged_size, wrap
 from hf_xlt.cli.main import main
 from hf_xlt.errors import ConfigError
-from hf_xlt.models import is_adapted, save_final
+from hf_xlt.modelling.saving import save_final
+from hf_xlt.models import is_adapted
 from hf_xlt.output import check_space
 from hf_xlt.peft_arguments import PeftArguments
 from hf_xlt.record import RunRecord

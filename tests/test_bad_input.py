@@ -106,7 +106,10 @@ USAGE = {
     "one class": (GOOD.replace("data/", "oneclass/"), "classification needs two or more"),
     "no text": (GOOD.replace("data/", "notext/"), "row 0: column `text` holds None"),
     "no label": (GOOD.replace("data/", "missing_label/"), "row 4: label None is neither"),
-    "label outside": (f"{GOOD.replace('data/', 'outside/')} {VALIDATE}", "label 7 is a bare number, and the classes have names"),
+    "label outside": (
+        f"{GOOD.replace('data/', 'outside/')} {VALIDATE}",
+        "label 7 is a bare number, and the classes have names",
+    ),
     "label renamed": (f"{GOOD.replace('data/', 'renamed/')} {VALIDATE}", "label 'other' is not in the inventory"),
     "mixed label sets": (f"{GOOD.replace('data/', 'words/')} {VALIDATE}", "label 'great' is not in the inventory"),
     "pairs and singles": (f"{GOOD.replace('data/', 'pairs/')} {VALIDATE}", "single texts or all are pairs"),

@@ -13,6 +13,8 @@ from hf_xlt.averaging.dtypes import torch_name
 from hf_xlt.averaging.headers import DamagedFile
 from hf_xlt.errors import ConfigError
 from hf_xlt.files import TOKENIZER_FILES, write_json
+from hf_xlt.record import RECORD_NAME
+from hf_xlt.tasks import TASKS
 
 CONFIG_NAME = "config.json"
 # What makes a vocabulary; the other tokenizer files are settings.
@@ -203,7 +205,7 @@ def copy_companions(source: Path, folder: Path, dtype: str | None) -> None:
         if dtype is not None:
             config.pop("torch_dtype", None)
             config["dtype"] = torch_name(dtype)
-        write_json(folder / CONFIG_NAME, without_paths(config))
+        write_json(folder / CONFIG_NAME, without_paths({**config, **_trained_for(source)}))
     code = sorted(path.name for path in source.glob("*.py")) if config and "auto_map" in config else []
     for name in ("generation_config.json", *TOKENIZER_FILES, *code):
         path = source / name
@@ -214,6 +216,16 @@ def copy_companions(source: Path, folder: Path, dtype: str | None) -> None:
             write_json(folder / name, without_paths(values))
         else:
             shutil.copyfile(path, folder / name)
+
+
+def _trained_for(folder: Path) -> dict[str, Any]:
+    """Return what the config of a model or a checkpoint is to say, by the record of its run; nothing without one."""
+    for place in (folder, folder.parent):
+        record = read_object(place / RECORD_NAME)
+        if record is not None:
+            task = TASKS.get((record.get("task") or {}).get("name"))
+            return {"problem_type": task.problem_type} if task else {}
+    return {}
 
 
 def without_paths(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,13 @@
 """Sharing one head between runs, so that the runs can be averaged.
 
 The head is trained once, by a donor run; every other run loads it and keeps it frozen. Which parameters are the head
+<<<<<<< HEAD
 follows from the model's class: what does not belong to its body. Names are not searched, so a module of the encoder
 that is named like a head is none.
+=======
+follows from the model's class: what does not belong to its encoder. Names are not searched, so a
+module of the encoder that is named like a head is none.
+>>>>>>> d2
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from hf_xlt.averaging.summary import averaged
 from hf_xlt.averaging.tensors import read_tensor
 from hf_xlt.errors import ConfigError
 from hf_xlt.files import sync_folder
+from hf_xlt.models import readable_errors
 from hf_xlt.record import RECORD_NAME, RunRecord
 
 if TYPE_CHECKING:
@@ -44,9 +50,28 @@ def head_names(folder: Path, names: Iterable[str]) -> list[str]:
     Raises:
         ConfigError: the class is not told, or not known.
     """
+    held = held_names(folder)
+    # A bare encoder has none of them.
+    return [name for name in names if name in held]
+
+
+def held_names(folder: Path) -> dict[str, str]:
+    """Return, by the names that files have for the weights of a checkpoint's head, those that the model has for them.
+
+    Both differ where transformers saves an architecture under other names than it holds in memory, and files of such
+    an encoder do not begin with the name that its class has for it.
+
+    Args:
+        folder: where its `config.json` lies, which names the class.
+
+    Raises:
+        ConfigError: the class is not told, or not known.
+    """
     config = read_config(folder)
     classes = (config or {}).get("architectures") or []
+    import torch
     import transformers
+    from transformers.core_model_loading import revert_weight_conversion
 
     model_class = getattr(transformers, classes[0], None) if classes else None
     if model_class is None:
@@ -54,6 +79,7 @@ def head_names(folder: Path, names: Iterable[str]) -> list[str]:
             f"`{folder}` does not say by a known class which weights are its head"
             f"{f' (`{classes[0]}`)' if classes else ''}. Give `--head average` if the heads are shared."
         )
+<<<<<<< HEAD
     names, body = list(names), f"{model_class.base_model_prefix}."
     if any(name.startswith(body) for name in names):
         return [name for name in names if not name.startswith(body)]
@@ -89,6 +115,12 @@ def body_modules(model: PreTrainedModel) -> set[str]:
         return {model.base_model_prefix}
     parts = {id(part) for part in (model.get_input_embeddings(), model.get_encoder(), model.get_decoder())}
     return {name for name, child in children.items() if any(id(module) in parts for module in child.modules())}
+=======
+    with readable_errors(str(folder)), torch.device("meta"):
+        model = model_class(transformers.AutoConfig.from_pretrained(folder))
+    head = head_parameters(model)
+    return {filed: name for name, value in head.items() for filed in revert_weight_conversion(model, {name: value})}
+>>>>>>> d2
 
 
 def head_parameters(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
@@ -171,7 +203,8 @@ def _head_of_folder(folder: Path) -> Head:
     if not names:
         raise ConfigError(f"`{folder}` holds a bare encoder without a head; give a fine-tuned model.")
     labels = (read_config(folder) or {}).get("id2label")
-    tensors = {plain_name(name): read_tensor(opened, name) for name in names}
+    held = {} if opened.is_adapter else held_names(folder)
+    tensors = {held.get(name, plain_name(name)): read_tensor(opened, name) for name in names}
     return Head(tensors, _plain_labels(labels) if labels else None, str(folder))
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from hf_xlt.arguments import DataArguments
+    from hf_xlt.modelling.tokens import Fitted
 
 TRAINING = "source"
 VALIDATION = "validation"
@@ -115,6 +116,7 @@ class DataPlan:
         division: how sets were divided into splits, or None.
         shared: rows that have two roles, by the user's leave.
         seen: test rows whose text was learned from; filled when tests are read.
+        fitted: the model and the tokenizer that the data are for, once both are known.
     """
 
     task: Task
@@ -128,6 +130,7 @@ class DataPlan:
     division: Division | None = None
     shared: list[Shared] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
+    fitted: Fitted | None = None
 
     @property
     def auxiliary_languages(self) -> tuple[str, ...]:

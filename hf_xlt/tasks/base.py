@@ -113,6 +113,7 @@ class Task:
         at_threshold: the task as it is scored with such a threshold.
         read_columns: how labels in one column each are read: from their names, the name of the column to be and what
             the data are; None where labels stand in one column.
+        needs_fast_tokenizer: whether it must know where in a text, or in which word, a token lies.
     """
 
     name: str
@@ -137,6 +138,7 @@ class Task:
     read_columns: Callable[[tuple[str, ...], str, str], Reading] | None = None
     splits_rows: bool = False
     smooths_labels: bool = True
+    needs_fast_tokenizer: bool = False
 
     @property
     def metric(self) -> str:
@@ -212,7 +214,7 @@ def encode_rows(
         [
             table._fingerprint,
             task,
-            hashlib.sha256(encoding.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+            _hash_of(encoding.tokenizer),
             sorted(encoding.columns.items()),
             encoding.inventory.names if encoding.inventory else None,
             [encoding.max_length, encoding.overlap, encoding.language],
@@ -242,6 +244,22 @@ def shortened(value: Any) -> str:
     """Return a value as a message shows it."""
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _hash_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a hash of all that a tokenizer's output depends on."""
+    if tokenizer.is_fast:
+        state = tokenizer.backend_tokenizer.to_str()
+    else:
+        # A slow one is its class, what it was made with, and the files it was made from.
+        state = repr(
+            (
+                type(tokenizer).__qualname__,
+                sorted(tokenizer.init_kwargs.items(), key=str),
+                sorted(tokenizer.get_vocab().items()),
+            )
+        )
+    return hashlib.sha256(state.encode()).hexdigest()
 
 
 def checked_texts(values: Sequence[Any], column: str, start: int, where: str) -> list[str]:

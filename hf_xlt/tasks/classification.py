@@ -88,4 +88,5 @@ TEXT_CLASSIFICATION = Task(
     compute_metrics=_class_metrics,
     item_scores=_right_or_wrong,
     class_column="label",
+    problem_type="single_label_classification",
 )

@@ -265,4 +265,5 @@ QUESTION_ANSWERING = Task(
     count_examples=lambda features: len(set(features[EXAMPLE][:])),
     splits_rows=True,
     smooths_labels=False,
+    needs_fast_tokenizer=True,
 )

@@ -226,4 +226,5 @@ TOKEN_CLASSIFICATION = Task(
     find_reading=find_reading,
     describe_readings=describe_readings,
     splits_rows=True,
+    needs_fast_tokenizer=True,
 )

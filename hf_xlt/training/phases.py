@@ -22,7 +22,8 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hf_xlt.errors import ConfigError, Interrupted, RunError
 from hf_xlt.files import sync_file, sync_folder, write_json
-from hf_xlt.models import ModelError, is_adapted, readable_errors, save_final
+from hf_xlt.modelling.saving import save_final
+from hf_xlt.models import ModelError, is_adapted, readable_errors
 from hf_xlt.training.averaged import add_averaging, put_average
 from hf_xlt.training.checkpoints import newest_complete, remove_incomplete, step_of
 from hf_xlt.training.interruption import InterruptionCallback, InterruptionFlag

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import EvalPrediction, Trainer
+from transformers import EvalPrediction
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
@@ -47,6 +47,7 @@ from hf_xlt.training.refusals import (
     source_languages_of,
     with_selected,
 )
+from hf_xlt.training.reloading import ReloadingTrainer
 from hf_xlt.training.sampling import EpochLengthSampler
 from hf_xlt.training.state import ExtraState
 from hf_xlt.training.updates import check_data, check_loader, check_made
@@ -57,7 +58,7 @@ JOINT = "few-shot"
 logger = logging.get_logger(__name__)
 
 
-class XLTTrainer(Trainer):
+class XLTTrainer(ReloadingTrainer):
     """Base of every strategy's trainer.
 
     A subclass overrides the smallest hook: `compute_loss` when the loss changes, `training_step` when there are
