@@ -1,13 +1,8 @@
 """Sharing one head between runs, so that the runs can be averaged.
 
 The head is trained once, by a donor run; every other run loads it and keeps it frozen. Which parameters are the head
-<<<<<<< HEAD
 follows from the model's class: what does not belong to its body. Names are not searched, so a module of the encoder
 that is named like a head is none.
-=======
-follows from the model's class: what does not belong to its encoder. Names are not searched, so a
-module of the encoder that is named like a head is none.
->>>>>>> d2
 """
 
 from __future__ import annotations
@@ -79,22 +74,10 @@ def held_names(folder: Path) -> dict[str, str]:
             f"`{folder}` does not say by a known class which weights are its head"
             f"{f' (`{classes[0]}`)' if classes else ''}. Give `--head average` if the heads are shared."
         )
-<<<<<<< HEAD
-    names, body = list(names), f"{model_class.base_model_prefix}."
-    if any(name.startswith(body) for name in names):
-        return [name for name in names if not name.startswith(body)]
-    parts = _body_of_class(model_class, folder)
-    # A bare encoder has no head.
-    return [name for name in names if name.partition(".")[0] not in parts] if parts else []
-
-
-def _body_of_class(model_class: type[PreTrainedModel], folder: Path) -> set[str]:
-    """Return the parts that a class holds of a body it has no prefix for; empty for the body itself."""
-    import torch
-
-    with torch.device("meta"):
-        model = model_class(model_class.config_class.from_pretrained(folder))
-    return set() if is_body(model) else body_modules(model)
+    with readable_errors(str(folder)), torch.device("meta"):
+        model = model_class(transformers.AutoConfig.from_pretrained(folder))
+    head = head_parameters(model)
+    return {filed: name for name, value in head.items() for filed in revert_weight_conversion(model, {name: value})}
 
 
 def is_body(model: PreTrainedModel) -> bool:
@@ -115,12 +98,6 @@ def body_modules(model: PreTrainedModel) -> set[str]:
         return {model.base_model_prefix}
     parts = {id(part) for part in (model.get_input_embeddings(), model.get_encoder(), model.get_decoder())}
     return {name for name, child in children.items() if any(id(module) in parts for module in child.modules())}
-=======
-    with readable_errors(str(folder)), torch.device("meta"):
-        model = model_class(transformers.AutoConfig.from_pretrained(folder))
-    head = head_parameters(model)
-    return {filed: name for name, value in head.items() for filed in revert_weight_conversion(model, {name: value})}
->>>>>>> d2
 
 
 def head_parameters(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
