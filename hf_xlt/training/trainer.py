@@ -424,7 +424,7 @@ class XLTTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Any]:
-        """Evaluate a batch as `Trainer.prediction_step`, and keep nothing but the logits unless `ignore_keys` is given.
+        """Evaluate a batch as `Trainer.prediction_step`, and keep the logits alone unless `ignore_keys` is given.
 
         Returns:
             Loss, logits and labels.
