@@ -11,9 +11,9 @@ from transformers import (
     DataCollatorWithPadding,
     T5Config,
     T5GemmaConfig,
-    TrainingArguments,
 )
 
+from hf_xlt.training.config import XLTConfig
 from hf_xlt.training.languages import join_languages
 from hf_xlt.training.trainer import XLTTrainer
 
@@ -45,7 +45,7 @@ CONFIGS = {
 
 
 def make_trainer(model, folder, data):
-    args = TrainingArguments(
+    args = XLTConfig(
         str(folder), per_device_eval_batch_size=4, report_to=[], use_cpu=True, metric_for_best_model="eval_loss"
     )
     collate = DataCollatorWithPadding(make_tokenizer())
