@@ -21,6 +21,7 @@ from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import has_length
 
 from hf_xlt.errors import ConfigError, RunError
+from hf_xlt.languages import find_same
 from hf_xlt.training.checkpoints import newest_complete, rotate, seal, unseal
 from hf_xlt.training.languages import example_lengths, join_languages, language_metrics
 from hf_xlt.training.loaders import EndlessLoader, concatenate_batches
@@ -319,8 +320,8 @@ class XLTTrainer(Trainer):
             for language, values in per_language.items()
             for name, value in values.items()
         }
-        sources = [language for language in per_language if language in self.source_languages] or list(per_language)
-        groups = {"avg": sources, "target_avg": [language for language in per_language if language not in sources]}
+        sources = [code for code in per_language if find_same(code, self.source_languages)] or list(per_language)
+        groups = {"avg": sources, "target_avg": [code for code in per_language if code not in sources]}
         for group, languages in groups.items():
             for name in per_language[languages[0]] if languages else ():
                 values = [per_language[language][name] for language in languages]
