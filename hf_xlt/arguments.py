@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hf_xlt.data.division import parse_division
 from hf_xlt.data.patterns import parse_language_map
 from hf_xlt.errors import ConfigError
-from hf_xlt.languages import check_code
+from hf_xlt.languages import check_code, check_no_target
 from hf_xlt.registry import Strategy
 
 if TYPE_CHECKING:
@@ -247,12 +247,7 @@ class DataArguments:
             raise ConfigError(f"`--shots` is {self.shots}; give 0 (zero-shot) or more.")
         if self.max_length is not None and self.max_length < 4:
             raise ConfigError(f"`--max-length` is {self.max_length}; give 4 or more.")
-        both = sorted(set(self.source_languages) & set(self.target_languages))
-        if both:
-            raise ConfigError(
-                f"{', '.join(both)} is both a source and a target language. A target language is one without training "
-                "labels; leave it out of one of the lists (the source is scored anyway)."
-            )
+        check_no_target(self.source_languages, self.target_languages, "a source")
 
 
 def split_names(values: Sequence[str] | None) -> list[str] | None:

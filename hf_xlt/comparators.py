@@ -12,6 +12,7 @@ from typing import Any
 from hf_xlt.averaging.snapshots import check_snapshots, snapshot_folder
 from hf_xlt.comparator_results import AVERAGED, COMPARATORS, LAST, SOURCE_DEV, TARGET_DEV_ORACLE, Comparators
 from hf_xlt.files import write_json, write_text
+from hf_xlt.languages import find_same
 from hf_xlt.results import SOURCE, Results, markdown
 
 JSON_NAME = "comparators.json"
@@ -51,7 +52,8 @@ def compare(
         results = score(snapshot_folder(run, step), validation)
         values[step] = {entry.language: results.value(entry.language) for entry in results.scores}
     sources = [entry.language for entry in average.of_role(SOURCE)]
-    chosen = choose_snapshots(asked, steps, values, list(tests), [code for code in validation if code in sources])
+    known = [code for code in validation if find_same(code, sources)]
+    chosen = choose_snapshots(asked, steps, values, list(tests), known)
     scored = {}
     for step in sorted({step for picked in chosen.values() for step in picked.values()}):
         languages = {code for picked in chosen.values() for code, other in picked.items() if other == step}
@@ -95,7 +97,7 @@ def choose_snapshots(
     if TARGET_DEV_ORACLE in asked:
         chosen[TARGET_DEV_ORACLE] = {
             code: max(steps, key=lambda step, code=code: values[step][code])
-            if code in values[best] and code not in sources
+            if code in values[best] and not find_same(code, sources)
             else best
             for code in languages
         }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hf_xlt.data.labels import LabelInventory
 from hf_xlt.data.roles import AUXILIARY_TEST, SOURCE_TEST, TARGET_TEST, DataPlan, DataSet
 from hf_xlt.files import write_json, write_text
-from hf_xlt.languages import english_name
+from hf_xlt.languages import english_name, find_same
 from hf_xlt.plotting import load_pyplot, save_figure
 from hf_xlt.results import AUXILIARY, FLOOR, ROLES, SOURCE, TARGET, LanguageScore, Results, markdown
 from hf_xlt.tasks import Encoding, Task
@@ -121,13 +121,18 @@ def score(
     scores = [
         LanguageScore(
             language,
-            SOURCE if language in source_languages else AUXILIARY if language in auxiliary_languages else TARGET,
+            _role(language, source_languages, auxiliary_languages),
             task.count_examples(datasets[language]),
             language_metrics(prediction, trainer.compute_metrics, config),
         )
         for language, prediction in predictions.items()
     ]
     return Results(task.metric, tuple(sorted(scores, key=lambda entry: ROLES.index(entry.role))))
+
+
+def _role(language: str, sources: tuple[str, ...], auxiliary: tuple[str, ...]) -> str:
+    """Return a language's role, whichever code it goes by."""
+    return SOURCE if find_same(language, sources) else AUXILIARY if find_same(language, auxiliary) else TARGET
 
 
 def write_results(folder: Path, results: Results, beside: Mapping[str, Results] | None = None) -> list[str]:

@@ -33,6 +33,7 @@ from hf_xlt.files import write_text
 from hf_xlt.generalized import replace_generalized, score_generalized
 from hf_xlt.generalized_results import GeneralizedResults
 from hf_xlt.items import ItemScores
+from hf_xlt.languages import find_same
 from hf_xlt.modelling.settings import THRESHOLD_FIELD
 from hf_xlt.modelling.tokens import fit_tokenizer
 from hf_xlt.models import ModelSource, write_threshold
@@ -255,8 +256,9 @@ def _plan(
     assumed = data.source_languages is None
     data.source_languages = data.source_languages or known or ["en"]
     if languages:
-        data.source_languages = [code for code in languages if code in data.source_languages]
-        data.target_languages = [code for code in languages if code not in data.source_languages]
+        known_sources = data.source_languages
+        data.source_languages = [code for code in languages if find_same(code, known_sources)]
+        data.target_languages = [code for code in languages if not find_same(code, known_sources)]
     # What the run was asked for need not fit other data; what is asked for now must.
     strict = bool(data.language_map or data.divide_split)
     if record is not None and not data.language_map:

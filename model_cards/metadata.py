@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_xlt.averaging.summary import is_oracle
+from hf_xlt.languages import language_identity
 from hf_xlt.record import RunRecord
 from hf_xlt.results import AUXILIARY, SOURCE, TARGET
 
@@ -58,7 +59,7 @@ def data_sets(record: RunRecord) -> list[str]:
 def iso_codes(record: RunRecord) -> list[str]:
     """Return the ISO codes of all languages, source languages first, each once."""
     roles = sorted(record.languages, key=lambda role: role != "source")
-    codes = (language["iso"] for role in roles for language in record.languages[role])
+    codes = (language_identity(language["code"]) for role in roles for language in record.languages[role])
     return list(dict.fromkeys(code for code in codes if LANGUAGE_CODE.fullmatch(code)))
 
 

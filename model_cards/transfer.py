@@ -7,6 +7,7 @@ from typing import Any
 
 from hf_xlt.averaging import summary
 from hf_xlt.card_block import card_blocks
+from hf_xlt.languages import find_same
 from hf_xlt.model_cards.text import listed, table_cell
 from hf_xlt.record import LAST_CHECKPOINT, RunRecord
 from hf_xlt.results import markdown, percent
@@ -64,8 +65,8 @@ def is_oracle(record: RunRecord) -> bool:
 
 def labelled_targets(record: RunRecord) -> list[str]:
     """Name the target languages that had labels in training as auxiliary languages."""
-    taught = {language["code"] for language in record.languages.get("auxiliary", [])}
-    return [language["name"] for language in record.languages.get("target", []) if language["code"] in taught]
+    taught = [language["code"] for language in record.languages.get("auxiliary", [])]
+    return [entry["name"] for entry in record.languages.get("target", []) if find_same(entry["code"], taught)]
 
 
 def _transfer(record: RunRecord) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from hf_xlt.errors import ConfigError
 from hf_xlt.items import read_items
+from hf_xlt.languages import find_variants
 from hf_xlt.record import FINISHED, RECORD_NAME, RunRecord
 from hf_xlt.results import AUXILIARY, SOURCE
 
@@ -205,6 +206,10 @@ def shared_languages(runs: Sequence[ComparedRun], notes: list[str]) -> list[str]
     if left:
         notes.append(
             f"not scored by all runs on the same test data and in the same role, and left out: {', '.join(left)}."
+        )
+        notes.extend(
+            f"{' and '.join(group)} are one language; runs that call it by different codes are not compared in it."
+            for group in find_variants(left)
         )
     return kept
 

@@ -14,6 +14,7 @@ from hf_xlt.data.joining import check_id_column, check_same_labels, counted, mis
 from hf_xlt.data.labels import LabelInventory
 from hf_xlt.data.roles import SOURCE_TEST, TARGET_TEST, DataPlan, DataSet
 from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.languages import find_same
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -144,7 +145,7 @@ def join_pairs(plan: DataPlan, arguments: DataArguments, inventory: LabelInvento
     languages = tuple(entry.language for entry in entries)
     return ParallelPairs(
         languages,
-        tuple(code for code in languages if code in plan.source_languages),
+        tuple(code for code in languages if find_same(code, plan.source_languages)),
         ids,
         sides[FIRST],
         sides[SECOND],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hf_xlt.data.patterns import parse_language_map
 from hf_xlt.data.sources import EMBEDDED, Source, make_source
 from hf_xlt.errors import ConfigError, close_match
-from hf_xlt.languages import check_code
+from hf_xlt.languages import check_code, same_language
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def read_parallel(
 
 def _wanted_languages(asked: str, known: Sequence[str], without: str | None) -> list[str]:
     if asked == "all":
-        wanted = [code for code in known if code != without]
+        wanted = [code for code in known if without is None or not same_language(code, without)]
     else:
         wanted = list(dict.fromkeys(check_code(code.strip()) for code in asked.split(",") if code.strip()))
     for code in wanted:

@@ -15,8 +15,17 @@ from hf_xlt.data.overlap import Claims, Seen, Shared
 from hf_xlt.data.readings import columns_reading, settle_readings
 from hf_xlt.data.shots import shot_order
 from hf_xlt.data.sources import Source
-from hf_xlt.data.targets import ALL_LANGUAGES, Opener, Target, all_with, target_languages, target_sources
+from hf_xlt.data.targets import (
+    ALL_LANGUAGES,
+    Opener,
+    Target,
+    all_with,
+    target_languages,
+    target_sources,
+    variants_with,
+)
 from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.languages import find_same
 from hf_xlt.tasks import COLUMN_ROLES, Reading, Task
 
 if TYPE_CHECKING:
@@ -135,16 +144,18 @@ class DataPlan:
     @property
     def auxiliary_languages(self) -> tuple[str, ...]:
         """Languages other than the source with labels in training, which are therefore no targets."""
-        return tuple(dict.fromkeys(entry.language for entry in self.of_role(AUXILIARY, AUXILIARY_TEST)))
+        trained = [entry.language for entry in self.of_role(AUXILIARY)]
+        tested = (entry.language for entry in self.of_role(AUXILIARY_TEST))
+        return tuple(dict.fromkeys((*trained, *(code for code in tested if not find_same(code, trained)))))
 
     def set_apart(self, auxiliary: Collection[str]) -> None:
         """Score languages as auxiliary ones: the model to be scored had labels in them, so they are no targets."""
         targets = self.of_role(TARGET_TEST)
         self.sets[AUXILIARY_TEST] = [
-            replace(entry, role=AUXILIARY_TEST) for entry in targets if entry.language in auxiliary
+            replace(entry, role=AUXILIARY_TEST) for entry in targets if find_same(entry.language, auxiliary)
         ]
-        self.sets[TARGET_TEST] = [entry for entry in targets if entry.language not in auxiliary]
-        self.target_languages = tuple(code for code in self.target_languages if code not in auxiliary)
+        self.sets[TARGET_TEST] = [entry for entry in targets if not find_same(entry.language, auxiliary)]
+        self.target_languages = tuple(code for code in self.target_languages if not find_same(code, auxiliary))
 
     def of_role(self, *roles: str) -> list[DataSet]:
         """Return the data sets of some roles."""
@@ -273,12 +284,14 @@ def _check_same_columns(entries: Iterable[DataSet]) -> None:
 
 def _without_sources(entries: list[DataSet], arguments: DataArguments) -> list[DataSet]:
     """Take the source languages out of the auxiliary ones, unless they were named."""
-    named = [language for language in arguments.source_languages if language in arguments.auxiliary_languages]
+    named = [code for code in arguments.auxiliary_languages if find_same(code, arguments.source_languages)]
     if entries and named:
+        source = find_same(named[0], arguments.source_languages)
+        other = "" if source == named[0] else f" (it is `{source}` under another code)"
         raise ConfigError(
-            f"`{named[0]}` is both a source and an auxiliary language; leave it out of `--auxiliary-languages`."
+            f"`{named[0]}` is both a source and an auxiliary language{other}; leave it out of `--auxiliary-languages`."
         )
-    others = [entry for entry in entries if entry.language not in arguments.source_languages]
+    others = [entry for entry in entries if not find_same(entry.language, arguments.source_languages)]
     if entries and not others:
         raise ConfigError("the auxiliary data hold no language but the source; give data of another.")
     return others
@@ -324,17 +337,20 @@ class _Finder:
         """Find the source languages' test sets; one that is missing costs the transfer gap, not the run."""
         split, targets_named = self.arguments.target_split, bool(self.arguments.target_dataset)
         for language in languages:
-            homes = list(all_with(language, split, (source, *(target.source for target in targets))))
+            homes = list(variants_with(language, split, (source, *(target.source for target in targets))))
             permitted = self.arguments.allow_shared_rows
-            free = (home for home in homes if permitted or not self._taken(language, split, home))
+            free = ((code, home) for code, home in homes if permitted or not self._taken(code, split, home))
             # Where one data set is for everything, sharing rows is the user's error; beside named targets, chance.
             home = next(free, None) if targets_named or not homes else homes[0]
             if home is not None:
-                yield self._check(SOURCE_TEST, language, split, home, None)
+                if home[0] != language:
+                    notes.append(f"Source language `{language}` is tested on `{home[0]}`, the same language.")
+                yield self._check(SOURCE_TEST, home[0], split, home[1], None)
             elif homes:
+                code, place = homes[0]
                 notes.append(
                     f"Source language `{language}`: its `{split}` rows are in use as "
-                    f"{self._taken(language, split, homes[0])[0].role} data, so no transfer gap can be given for it."
+                    f"{self._taken(code, split, place)[0].role} data, so no transfer gap can be given for it."
                 )
             else:
                 notes.append(
@@ -352,11 +368,12 @@ class _Finder:
         """Find the auxiliary languages' test sets, where there are any: they are scored apart from the targets."""
         split = self.arguments.target_split
         for entry in auxiliary:
-            homes = all_with(entry.language, split, (entry.source, *(target.source for target in targets)))
+            homes = variants_with(entry.language, split, (entry.source, *(target.source for target in targets)))
             # What was trained on is no test, also where it is named a second time as target data.
-            home = next((home for home in homes if not self._taken(entry.language, split, home)), None)
-            if home is not None:
-                yield self._check(AUXILIARY_TEST, entry.language, split, home, None)
+            free = ((code, home) for code, home in homes if not self._taken(code, split, home))
+            code, home = next(free, (None, None))
+            if code is not None:
+                yield self._check(AUXILIARY_TEST, code, split, home, None)
 
     def _taken(self, language: str, split: str, source: Source) -> list[DataSet]:
         """Return the data sets of other roles that have some of a test's rows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from hf_xlt.data.division import DividedSource, Division
 from hf_xlt.data.patterns import missing_language, parse_language_map
 from hf_xlt.data.sources import Source, make_source
 from hf_xlt.errors import ConfigError
-from hf_xlt.languages import check_code, is_code
+from hf_xlt.languages import check_code, check_no_target, find_same, find_variants, is_code
 from hf_xlt.tasks import COLUMN_ROLES, Task
 
 if TYPE_CHECKING:
@@ -64,6 +64,18 @@ def all_with(language: str, split: str, candidates: Iterable[Source]) -> Iterato
                 yield candidate
         except ConfigError:
             continue
+
+
+def variants_with(language: str, split: str, candidates: Iterable[Source]) -> Iterator[tuple[str, Source]]:
+    """Return the codes under which sources have a language's split, and the sources; the language's own code first."""
+    candidates = list(candidates)
+    yield from ((language, source) for source in all_with(language, split, candidates))
+    for candidate in candidates:
+        try:
+            codes = candidate.languages(split)
+        except ConfigError:
+            continue
+        yield from ((code, candidate) for code in codes if code != language and find_same(code, [language]))
 
 
 @dataclass
@@ -170,22 +182,24 @@ def target_languages(
             first = homes.setdefault(language, target.source)
             if first is not target.source and _is_wanted(language, arguments):
                 notes.append(f"`{language}` is in {_name(first)} and in {_name(target.source)}; the first is used.")
-    present = [language for language in homes if language not in (*arguments.source_languages, *auxiliary)]
-    both = [language for language in auxiliary if language in arguments.target_languages]
-    if both:
-        raise ConfigError(
-            f"`{both[0]}` is both an auxiliary and a target language. A target language is one without training "
-            "labels; leave it out of one of the lists."
-        )
+    with_labels = {"a source": arguments.source_languages, "an auxiliary": auxiliary}
+    labelled = [*arguments.source_languages, *auxiliary]
+    present = [language for language in homes if not find_same(language, labelled)]
+    for role, others in with_labels.items():
+        check_no_target(others, arguments.target_languages, role)
     if ALL_LANGUAGES in arguments.target_languages:
         chosen = present
-        used = (*arguments.source_languages, *auxiliary, *homes)
+        used = (*labelled, *homes)
+        variants = _labelled_variants(homes, with_labels)
+        notes += variants
         notes += [sentence for target in targets for sentence in target.left_out(split, used)]
         if not chosen and auxiliary:
             raise ConfigError(
                 f"every language of the target data is an auxiliary one ({', '.join(auxiliary)}), so no zero-shot "
                 "target is left. Name fewer with `--auxiliary-languages`."
             )
+        if not chosen and variants:
+            raise ConfigError(f"no target language is left. {' '.join(variants)} Give target data of other languages.")
         if not chosen:
             raise ConfigError(
                 f"no target language has a `{split}` split in {_places(targets)}.{_what_is_there(targets, split)} "
@@ -201,12 +215,27 @@ def target_languages(
                     f"{missing_language(language, sorted(homes), strange)}"
                     f"{'' if homes else _what_is_there(targets, split)}"
                 )
+    notes += [
+        f"{' and '.join(f'`{code}`' for code in group)} are one language; each is a target of its own "
+        "and counts in the averages."
+        for group in find_variants(chosen)
+    ]
     return tuple(chosen), {language: homes[language] for language in chosen}
+
+
+def _labelled_variants(homes: Iterable[str], with_labels: Mapping[str, Iterable[str]]) -> list[str]:
+    """Say which languages of target data have labels in training under another code."""
+    found = [(code, role, find_same(code, others)) for role, others in with_labels.items() for code in homes]
+    return [
+        f"`{code}` is {role} language under another code (`{known}`), so it has labels and is no target."
+        for code, role, known in found
+        if known not in (None, code)
+    ]
 
 
 def _is_wanted(language: str, arguments: DataArguments) -> bool:
     wanted = arguments.target_languages
-    return language not in arguments.source_languages and (ALL_LANGUAGES in wanted or language in wanted)
+    return not find_same(language, arguments.source_languages) and (ALL_LANGUAGES in wanted or language in wanted)
 
 
 def _name(source: Source) -> str:

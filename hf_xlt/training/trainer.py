@@ -22,6 +22,7 @@ from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from hf_xlt.errors import ConfigError, RunError
+from hf_xlt.languages import find_same
 from hf_xlt.training.checkpoints import newest_complete, rotate, seal, unseal
 from hf_xlt.training.config import XLTConfig
 from hf_xlt.training.languages import example_lengths, join_languages, language_metrics, names_beside_logits
@@ -396,8 +397,8 @@ class XLTTrainer(ReloadingTrainer):
             for language, values in per_language.items()
             for name, value in values.items()
         }
-        sources = [language for language in per_language if language in languages]
-        groups = {"avg": sources, "target_avg": [language for language in per_language if language not in sources]}
+        sources = [code for code in per_language if find_same(code, languages)]
+        groups = {"avg": sources, "target_avg": [code for code in per_language if code not in sources]}
         for group, members in groups.items():
             for name in per_language[members[0]] if members else ():
                 values = [per_language[language][name] for language in members]

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 from tiny import CLASSES, make_rows, save_encoder, write_data, write_rows
@@ -377,3 +378,64 @@ def test_a_data_set_folder_with_one_split_is_divided_on_request_alone(world):
         resolve(dataset="./set", target_split="train")
     found = sizes(resolve(dataset="./set", divide_split=["train=0.6,test=0.4"]))
     assert found == {(TRAINING, "en"): 18, (SOURCE_TEST, "en"): 12, (TARGET_TEST, "de"): 12}
+
+
+@pytest.fixture
+def variants(world):
+    """English, German, and Chinese in two scripts, under codes as FLORES has them."""
+    for number, code in enumerate(("eng_Latn", "deu_Latn", "zho_Hans", "zho_Hant")):
+        (world / "t" / code).mkdir(parents=True)
+        write_rows(world / "t" / code / "test.jsonl", make_rows("de", 9, 40 + number))
+    write_rows(world / "aux.train.de.jsonl", make_rows("de", 12, 50))
+    return {"dataset": "data/{split}.{lang}.jsonl", "target_dataset": ["t/{lang}/{split}.jsonl"]}
+
+
+def test_a_source_or_auxiliary_language_under_another_code_is_no_target(variants):
+    plan = resolve(**variants, auxiliary_dataset=["aux.{split}.{lang}.jsonl"])
+    assert plan.target_languages == ("zho_Hans", "zho_Hant")
+    assert [entry.language for entry in plan.of_role(SOURCE_TEST)] == ["en"]
+    notes = " ".join(plan.notes)
+    assert "`eng_Latn` is a source language under another code (`en`)" in notes
+    assert "`deu_Latn` is an auxiliary language under another code (`de`)" in notes
+    assert "`zho_Hans` and `zho_Hant` are one language" in notes
+
+
+@pytest.mark.parametrize(("code", "role"), [("eng_Latn", "a source"), ("deu_Latn", "an auxiliary")])
+def test_a_labelled_language_named_as_target_under_another_code_is_an_error(variants, code, role):
+    with pytest.raises(ConfigError, match=f"`{code}` is `..` under another code, which is both {role} and a target"):
+        resolve(**variants, auxiliary_dataset=["aux.{split}.{lang}.jsonl"], target_languages=[code])
+
+
+def test_an_auxiliary_language_that_is_the_source_is_left_out_or_refused(variants, world):
+    write_rows(world / "aux.train.eng_Latn.jsonl", make_rows("en", 12, 51))
+    plan = resolve(**variants, auxiliary_dataset=["aux.{split}.{lang}.jsonl"])
+    assert plan.auxiliary_languages == ("de",)
+    with pytest.raises(
+        ConfigError, match="`eng_Latn` is both a source and an auxiliary language .*`en` under another"
+    ):
+        resolve(**variants, auxiliary_dataset=["aux.{split}.{lang}.jsonl"], auxiliary_languages=["eng_Latn"])
+
+
+def test_the_source_is_tested_under_another_code_where_it_has_no_test(variants, world):
+    (world / "data" / "test.en.jsonl").unlink()
+    plan = resolve(**variants)
+    assert [entry.language for entry in plan.of_role(SOURCE_TEST)] == ["eng_Latn"]
+    assert "Source language `en` is tested on `eng_Latn`, the same language." in plan.notes
+    plan.set_apart({"de"})
+    assert plan.target_languages == ("zho_Hans", "zho_Hant") and plan.auxiliary_languages == ("deu_Latn",)
+
+
+def test_no_language_but_the_source_is_one_line(variants, world):
+    with pytest.raises(ConfigError, match="no target language is left. `eng_Latn` is a source language"):
+        resolve(dataset="data/{split}.{lang}.jsonl", target_dataset=["eng_Latn=t/{lang}/{split}.jsonl"])
+
+
+def test_evaluate_scores_the_source_under_another_code_as_the_source(variants, capsys):
+    save_encoder(Path("encoder"))
+    line = ("--dataset", "data/{split}.{lang}.jsonl", "--target-languages", "sw", "--max-steps", "1")
+    assert call(capsys, *line, "--output-dir", "out")[0] == 0
+    line = ["evaluate", "out", "--dataset", "t/{lang}/{split}.jsonl", "--json"]
+    for more in ([], ["--languages", "eng_Latn,zho_Hans"]):
+        assert main([*line, *more]) == 0
+        scores = json.loads(capsys.readouterr().out)["languages"]
+        assert (scores["eng_Latn"]["role"], scores["zho_Hans"]["role"]) == ("source", "target")
