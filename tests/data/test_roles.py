@@ -434,7 +434,7 @@ def test_evaluate_scores_the_source_under_another_code_as_the_source(variants, c
     save_encoder(Path("encoder"))
     line = ("--dataset", "data/{split}.{lang}.jsonl", "--target-languages", "sw", "--max-steps", "1")
     assert call(capsys, *line, "--output-dir", "out")[0] == 0
-    line = ["evaluate", "out", "--dataset", "t/{lang}/{split}.jsonl", "--json"]
+    line = ["evaluate", "out", "--dataset", "t/{lang}/{split}.jsonl", "--json", "--overwrite"]
     for more in ([], ["--languages", "eng_Latn,zho_Hans"]):
         assert main([*line, *more]) == 0
         scores = json.loads(capsys.readouterr().out)["languages"]
