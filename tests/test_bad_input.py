@@ -91,7 +91,7 @@ USAGE = {
     "unknown target language": (f"{GOOD} --target-languages de,sv", "target language `sv` has no `test` split"),
     "unknown source language": (f"{GOOD} --source-languages fr", "language `fr` has no `train` split"),
     "not a language code": (f"{GOOD} --target-languages german!", "'german!' is not a language code"),
-    "source among targets": (f"{GOOD} --target-languages en,de", "en is both a source and a target language"),
+    "source among targets": (f"{GOOD} --target-languages en,de", "`en` is both a source and a target language"),
     "missing split": (f"{GOOD} --source-split trian", "no file fits"),
     "missing column": (f"{GOOD} --text-column sentence", "must contain a `sentence` column"),
     "missing label column": (GOOD.replace("data/", "nolabel/"), "must contain a `label` column"),
