@@ -435,7 +435,7 @@ def test_evaluate_scores_the_source_under_another_code_as_the_source(variants, c
     line = ("--dataset", "data/{split}.{lang}.jsonl", "--target-languages", "sw", "--max-steps", "1")
     assert call(capsys, *line, "--output-dir", "out")[0] == 0
     line = ["evaluate", "out", "--dataset", "t/{lang}/{split}.jsonl", "--json"]
-    for more in ([], ["--languages", "eng_Latn,zho_Hans"]):
+    for more in ([], ["--languages", "eng_Latn,zho_Hans", "--overwrite"]):
         assert main([*line, *more]) == 0
         scores = json.loads(capsys.readouterr().out)["languages"]
         assert (scores["eng_Latn"]["role"], scores["zho_Hans"]["role"]) == ("source", "target")
