@@ -23,15 +23,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 HIDDEN, INNER, VOCABULARY = 768, 3072, 52_000
 OUTPUT = "average"
 
 
-def make_checkpoints(folder: Path, count: int, megabytes: int, pickles: int) -> None:
-    """Write float32 checkpoints shaped like an encoder, and the first ones as pickles as well."""
+def random_encoder(megabytes: int) -> dict[str, Any]:
+    """Return float32 weights shaped like those of an encoder, of a size in 10^6 bytes."""
     import torch
-    from safetensors.torch import save_file
 
     generator = torch.Generator().manual_seed(0)
     shapes = {"embeddings.weight": (VOCABULARY, HIDDEN)}
@@ -39,12 +39,21 @@ def make_checkpoints(folder: Path, count: int, megabytes: int, pickles: int) -> 
     while 4 * sum(torch.Size(shape).numel() for shape in shapes.values()) < megabytes * 10**6:
         number = len(shapes)
         shapes |= {f"layer.{number}.{name}.weight": shape for name, shape in layer.items()}
-    base = {name: 0.05 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return {name: 0.05 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def make_checkpoints(folder: Path, count: int, base: dict[str, Any], pickles: int) -> None:
+    """Write checkpoints that differ from `base` by noise, and the first ones as pickles as well."""
+    import torch
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(1)
     for number in range(1, count + 1):
         place = folder / f"checkpoint-{number}"
         place.mkdir()
         tensors = {
-            name: tensor + 1e-3 * torch.randn(tensor.shape, generator=generator) for name, tensor in base.items()
+            name: tensor.float() + 1e-3 * torch.randn(tensor.shape, generator=generator)
+            for name, tensor in base.items()
         }
         save_file(tensors, place / "model.safetensors", {"format": "pt"})
         if number <= pickles:
@@ -167,11 +176,20 @@ def measure(method: str, folder: Path, count: int, pairs: int) -> dict[str, floa
     }
 
 
+def start(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the weights that the checkpoints are to be like."""
+    from safetensors.torch import load_file
+
+    return load_file(arguments.model / "model.safetensors") if arguments.model else random_encoder(arguments.megabytes)
+
+
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--counts", type=int, nargs="+", default=[5, 20], help="Numbers of checkpoints.")
-    parser.add_argument("--megabytes", type=int, default=500, help="Size of each, in 10^6 bytes.")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--model", type=Path, help="Directory of a model in one safetensors file: average such ones.")
+    size.add_argument("--megabytes", type=int, default=500, help="Size of each, in 10^6 bytes.")
     parser.add_argument("--pairs", type=int, default=7, help="Pairs of floor and method.")
     parser.add_argument("--peers-up-to", type=int, default=5, help="Most checkpoints to load at once as a peer.")
     parser.add_argument("--folder", type=Path, help="Where to work. Default: a temporary folder.")
@@ -187,7 +205,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         folder = Path(temporary)
         pickles = max((count for count in arguments.counts if count <= arguments.peers_up_to), default=0)
-        make_checkpoints(folder, max(arguments.counts), arguments.megabytes, pickles)
+        make_checkpoints(folder, max(arguments.counts), start(arguments), pickles)
         size = (folder / "checkpoint-1" / "model.safetensors").stat().st_size
         for count in arguments.counts:
             print(f"\n{count} checkpoints of {size / 1e6:,.0f} MB, float32")

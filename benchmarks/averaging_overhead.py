@@ -28,19 +28,22 @@ from pathlib import Path
 import torch
 import transformers
 from transformers import (
+    AutoModelForSequenceClassification,
     Trainer,
     TrainerCallback,
     TrainingArguments,
     XLMRobertaConfig,
-    XLMRobertaForSequenceClassification,
 )
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]
+
+from stepping import add_model_argument, fill_missing, make_model, model_name, take_shape  # noqa: E402
 
 from hf_xlt.averaging.callback import CheckpointAveragingCallback  # noqa: E402
 
 BAR = 1.01
 SNAPSHOTS = 10
+SHAPE = {"hidden": 256, "layers": 4, "vocabulary": 20_000}
 
 
 @dataclass
@@ -83,7 +86,7 @@ class Clock(TrainerCallback):
 
 
 def build_model(options: argparse.Namespace) -> torch.nn.Module:
-    """Return a randomly initialised XLM-R classifier of the asked shape."""
+    """Return a classifier: `--model`, or a randomly initialised XLM-R of the asked shape."""
     config = XLMRobertaConfig(
         vocab_size=options.vocabulary,
         hidden_size=options.hidden,
@@ -94,8 +97,7 @@ def build_model(options: argparse.Namespace) -> torch.nn.Module:
         type_vocab_size=1,
         num_labels=3,
     )
-    torch.manual_seed(0)
-    return XLMRobertaForSequenceClassification(config)
+    return make_model(options, AutoModelForSequenceClassification, config, "sdpa", num_labels=3)
 
 
 def train(options: argparse.Namespace, rows: list[dict], averages: bool) -> Times:
@@ -146,8 +148,8 @@ def describe(options: argparse.Namespace) -> str:
     parameters = sum(weight.numel() for weight in build_model(options).parameters())
     device = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
     return (
-        f"{options.layers} layers, hidden {options.hidden}, vocabulary {options.vocabulary:,}: "
-        f"{parameters / 1e6:.1f}M parameters; length {options.length}, batch {options.batch}, "
+        f"{model_name(options, 'XLM-R')}: {options.layers} layers, hidden {options.hidden}, vocabulary "
+        f"{options.vocabulary:,}: {parameters / 1e6:.1f}M parameters; length {options.length}, batch {options.batch}, "
         f"{options.updates} updates, {'bf16' if options.bf16 else 'float32'}, dropout 0.1, sdpa; "
         f"{options.device} ({device}), mean on {options.mean_device}, {torch.get_num_threads()} threads; "
         f"torch {torch.__version__}, transformers {transformers.__version__}"
@@ -157,9 +159,9 @@ def describe(options: argparse.Namespace) -> str:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--vocabulary", type=int, default=20_000)
+    add_model_argument(parser)
+    for name, value in SHAPE.items():
+        parser.add_argument(f"--{name}", type=int, help=f"default {value}")
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--updates", type=int, default=60)
@@ -168,7 +170,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--mean-device", default="cpu", help="where the mean lies")
     parser.add_argument("--bf16", action="store_true")
-    return parser.parse_args()
+    options = parser.parse_args()
+    take_shape(options, list(SHAPE))
+    return fill_missing(options, SHAPE)
 
 
 def main() -> int:

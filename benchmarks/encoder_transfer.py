@@ -44,7 +44,7 @@ TASKS = (
 RETRIEVAL = "retrieval_tatoeba/test.{lang}.parquet"
 
 
-def transfer(encoder: Path, task: Task, data: Path, seed: int, folder: Path) -> tuple[float, float]:
+def transfer(encoder: str | Path, task: Task, data: Path, seed: int, folder: Path) -> tuple[float, float]:
     """Return English and mean target accuracy of one run, in percent."""
     code = hf_xlt(
         [
@@ -61,7 +61,7 @@ def transfer(encoder: Path, task: Task, data: Path, seed: int, folder: Path) -> 
     return 100 * english, 100 * statistics.mean(targets)
 
 
-def retrieval(encoder: Path, data: Path, folder: Path, layer: str) -> float:
+def retrieval(encoder: str | Path, data: Path, folder: Path, layer: str) -> float:
     """Return mean retrieval accuracy over languages and directions, in percent."""
     arguments = ["retrieve", str(encoder), "--dataset", str(data / RETRIEVAL), "--split", "test"]
     if hf_xlt([*arguments, "--layer", layer, "--output-dir", str(folder), "--threads", "1", "--overwrite"]):
@@ -69,7 +69,9 @@ def retrieval(encoder: Path, data: Path, folder: Path, layer: str) -> float:
     return 100 * json.loads((folder / "retrieval.json").read_text())["average"]["mean"]
 
 
-def compare(encoders: dict[str, Path], data: Path, seeds: int, layer: str, tasks: tuple[Task, ...] = TASKS) -> list:
+def compare(
+    encoders: dict[str, str | Path], data: Path, seeds: int, layer: str, tasks: tuple[Task, ...] = TASKS
+) -> list:
     """Measure all encoders.
 
     Returns:
@@ -106,13 +108,19 @@ def header(tasks: tuple[Task, ...] = TASKS) -> str:
 def main() -> int:
     """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("encoders", nargs="+", help="NAME=DIRECTORY or NAME=embedded")
+    parser.add_argument("encoders", nargs="*", help="NAME=DIRECTORY or NAME=embedded")
+    parser.add_argument("--model", action="append", default=[], help="directory or Hub id, named by its last part")
     parser.add_argument("--data", type=Path, required=True, help="folder with topic_sib200, sentiment_nusax, ...")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--layer", default="middle", help="layer for retrieval, fixed in advance")
     options = parser.parse_args()
-    encoders = dict(entry.split("=", 1) for entry in options.encoders)
-    rows = compare({name: Path(place) for name, place in encoders.items()}, options.data, options.seeds, options.layer)
+    models = [model.rstrip("/") for model in options.model]
+    encoders = dict(entry.split("=", 1) for entry in options.encoders) | {
+        model.split("/")[-1]: model for model in models
+    }
+    if not encoders:
+        parser.error("name an encoder: NAME=DIRECTORY, or --model")
+    rows = compare(encoders, options.data, options.seeds, options.layer)
     print("\n" + "\n".join([header(), *map(line, rows)]))
     return 0
 

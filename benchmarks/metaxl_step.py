@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import XLMRobertaForTokenClassification
+from transformers import AutoModelForTokenClassification
 
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]
 
@@ -38,6 +38,7 @@ from stepping import (  # noqa: E402
     add_shape_arguments,
     fill_shape,
     headline,
+    make_model,
     model_config,
     take_step,
     time_rounds,
@@ -103,7 +104,7 @@ def _mean_loss(model: nn.Module, states: Tensor, labels: Tensor) -> Tensor:
 
 
 def _states(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    return model.roberta(batch["input_ids"], attention_mask=batch["attention_mask"])[0]
+    return model.base_model(batch["input_ids"], attention_mask=batch["attention_mask"])[0]
 
 
 def public_step(trainer: MetaXLTrainer, wrapped: nn.Module, source: dict[str, Tensor], units: Tensor) -> None:
@@ -139,9 +140,9 @@ def public_step(trainer: MetaXLTrainer, wrapped: nn.Module, source: dict[str, Te
 
 
 def build_model(options: argparse.Namespace, attention: str) -> nn.Module:
-    """Return a randomly initialised XLM-R tagger of the asked shape."""
-    torch.manual_seed(0)
-    return XLMRobertaForTokenClassification(model_config(options, attention, labels=9))
+    """Return a tagger: `--model`, or a randomly initialised XLM-R of the asked shape."""
+    config = model_config(options, attention, labels=9)
+    return make_model(options, AutoModelForTokenClassification, config, attention, num_labels=9)
 
 
 def build_examples(options: argparse.Namespace, count: int, seed: int) -> list[dict[str, Tensor]]:
@@ -239,6 +240,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="`joint` always runs")
     options = fill_shape(parser.parse_args(argv), SHAPES)
     options.variants = list(dict.fromkeys(["joint", *options.variants]))
+    if PUBLIC in options.variants and not hasattr(build_model(options, "eager"), "dropout"):
+        raise SystemExit(f"`{PUBLIC}` knows heads of BERT's and XLM-R's kind alone; leave it out of --variants")
     return options
 
 

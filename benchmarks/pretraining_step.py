@@ -31,15 +31,17 @@ import transformers
 from tokenizers import Tokenizer, models
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
+    AutoModelForMaskedLM,
     DataCollatorForLanguageModeling,
     PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
     XLMRobertaConfig,
-    XLMRobertaForMaskedLM,
 )
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]
+
+from stepping import add_model_argument, fill_missing, make_model, model_name, take_shape  # noqa: E402
 
 from hf_xlt.pretraining.masking import MaskingRule, mask_rows, row_draws  # noqa: E402
 from hf_xlt.pretraining.objectives import masked_lm_loss  # noqa: E402
@@ -47,6 +49,17 @@ from hf_xlt.pretraining.objectives import masked_lm_loss  # noqa: E402
 SPECIAL = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
 SPEED_BAR, MEMORY_BAR = 1.8, 3.0
 GRADIENT_NORM = 1.0
+SHAPE = {
+    "hidden": 256,
+    "layers": 4,
+    "heads": 4,
+    "intermediate": 1024,
+    "vocabulary": 24_000,
+    "length": 128,
+    "batch": 32,
+    "memory-vocabulary": 250_002,
+    "memory-batch": 8,
+}
 
 
 def build_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
@@ -56,8 +69,8 @@ def build_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), **SPECIAL)
 
 
-def build_model(options: argparse.Namespace, vocabulary: int, attention: str) -> XLMRobertaForMaskedLM:
-    """Return a randomly initialised XLM-R of the asked shape, the same every time."""
+def build_model(options: argparse.Namespace, vocabulary: int, attention: str) -> transformers.PreTrainedModel:
+    """Return `--model`, or a randomly initialised XLM-R of the asked shape, the same every time."""
     config = XLMRobertaConfig(
         vocab_size=vocabulary,
         hidden_size=options.hidden,
@@ -66,10 +79,8 @@ def build_model(options: argparse.Namespace, vocabulary: int, attention: str) ->
         intermediate_size=options.intermediate,
         max_position_embeddings=options.length + 4,
         type_vocab_size=1,
-        attn_implementation=attention,
     )
-    torch.manual_seed(0)
-    return XLMRobertaForMaskedLM(config)
+    return make_model(options, AutoModelForMaskedLM, config, attention)
 
 
 def build_rows(options: argparse.Namespace, vocabulary: int, batch: int, count: int = 4) -> list[list[dict]]:
@@ -237,9 +248,9 @@ def report_memory(options: argparse.Namespace) -> bool:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    shape = {"hidden": 256, "layers": 4, "heads": 4, "intermediate": 1024, "vocabulary": 24_000, "length": 128}
-    for name, value in {**shape, "batch": 32, "memory_vocabulary": 250_002, "memory_batch": 8}.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+    add_model_argument(parser)
+    for name, value in SHAPE.items():
+        parser.add_argument(f"--{name}", type=int, help=f"default {value}")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="bf16", help="bf16 is autocast on fp32 weights")
     parser.add_argument("--attention", default="sdpa", help="kernel of the timed steps; FLOPs are counted with eager")
     parser.add_argument("--repeats", type=int, default=15, help="timed rounds")
@@ -247,7 +258,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps-per-round", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--skip-memory", action="store_true")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    take_shape(options, list(SHAPE))
+    return fill_missing(options, SHAPE)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -256,8 +269,9 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
     print(
-        f"XLM-R masked LM, hidden {options.hidden}, layers {options.layers}, heads {options.heads}, intermediate "
-        f"{options.intermediate}, vocabulary {options.vocabulary}, length {options.length}, batch {options.batch}, "
+        f"{model_name(options, 'XLM-R')}, masked LM, hidden {options.hidden}, layers {options.layers}, heads "
+        f"{options.heads}, intermediate {options.intermediate}, vocabulary {options.vocabulary}, length "
+        f"{options.length}, batch {options.batch}, "
         f"{options.dtype}, dropout 0.1, attention {options.attention} (timed) and eager (counted), fused AdamW, CPU, "
         f"threads {options.threads}, torch {torch.__version__}, transformers {transformers.__version__}; peer: "
         f"Trainer and DataCollatorForLanguageModeling; {options.repeats} rounds of {options.steps_per_round} steps; "

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset
+from stepping import add_model_argument, make_model, model_name, take_shape
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForMaskedLM,
@@ -27,7 +28,6 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
     XLMRobertaConfig,
-    set_seed,
 )
 
 from hf_xlt.pretraining.corpus import Corpus
@@ -56,7 +56,9 @@ def make_corpora(vocabulary: int, languages: int, documents: int) -> dict[str, C
         lengths = rng.integers(5, 200, documents)
         ranks = rng.zipf(1.2, int(lengths.sum())) % (vocabulary - 5) + 5
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        corpora[f"l{number}"] = Corpus(ranks.astype(np.uint16), starts, None, 0, 0)
+        corpora[f"l{number}"] = Corpus(
+            ranks.astype(np.uint16 if vocabulary <= 2**16 else np.int32), starts, None, 0, 0
+        )
     return corpora
 
 
@@ -92,9 +94,8 @@ def settings(options: argparse.Namespace, folder: str, steps: int) -> dict:
     }
 
 
-def make_model(options: argparse.Namespace) -> torch.nn.Module:
-    """4 layers x 256, as XLM-R is laid out."""
-    set_seed(0)
+def new_model(options: argparse.Namespace) -> torch.nn.Module:
+    """Return `--model`, or 4 layers x 256 as XLM-R is laid out."""
     config = XLMRobertaConfig(
         vocab_size=options.vocabulary,
         hidden_size=256,
@@ -106,7 +107,7 @@ def make_model(options: argparse.Namespace) -> torch.nn.Module:
         bos_token_id=0,
         eos_token_id=2,
     )
-    return AutoModelForMaskedLM.from_config(config, attn_implementation=options.attention)
+    return make_model(options, AutoModelForMaskedLM, config, options.attention)
 
 
 def time_peer(options: argparse.Namespace, corpora: dict[str, Corpus], tokenizer: PreTrainedTokenizerFast) -> float:
@@ -117,7 +118,7 @@ def time_peer(options: argparse.Namespace, corpora: dict[str, Corpus], tokenizer
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         Trainer(
-            model=make_model(options),
+            model=new_model(options),
             args=TrainingArguments(**settings(options, folder, options.steps)),
             train_dataset=rows,
             data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15),
@@ -134,7 +135,7 @@ def time_ours(
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = MetaPretrainingTrainer(
-            model=make_model(options),
+            model=new_model(options),
             args=MetaPretrainingConfig(**settings(options, folder, options.steps), row_length=options.length),
             phase=phase,
             text=phase_text(corpora, 0),
@@ -154,11 +155,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=14, help="updates of a round")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--vocabulary", type=int, default=24_000)
+    add_model_argument(parser)
+    parser.add_argument("--vocabulary", type=int, help="default 24,000")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa")
     options = parser.parse_args()
+    take_shape(options, ["vocabulary"])
+    options.vocabulary = options.vocabulary or 24_000
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
     tokenizer, corpora = make_tokenizer(options.vocabulary), make_corpora(options.vocabulary, 4, 2000)
@@ -174,9 +178,10 @@ def main() -> None:
         peers.append(peer), ours.append(seconds), waits.append(wait), filled.append(full)
     tokens = options.batch * options.length
     print(
-        f"XLM-R layout 4 x 256, vocabulary {options.vocabulary:,}, batch {options.batch} x {options.length}, "
-        f"{options.dtype}, dropout 0.1, {options.attention}, {options.threads} threads, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}; {options.rounds} rounds of {options.steps} updates"
+        f"{model_name(options, 'XLM-R layout 4 x 256')}, vocabulary {options.vocabulary:,}, batch {options.batch} x "
+        f"{options.length}, {options.dtype}, dropout 0.1, {options.attention}, {options.threads} threads, torch "
+        f"{torch.__version__}, transformers {transformers.__version__}; {options.rounds} rounds of {options.steps} "
+        "updates"
     )
     for name, values in (("stock run_mlm recipe", peers), ("MetaPretrainingTrainer", ours)):
         seconds = statistics.median(values)

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import XLMRobertaForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]
 
@@ -31,6 +31,7 @@ from stepping import (  # noqa: E402
     add_shape_arguments,
     fill_shape,
     headline,
+    make_model,
     model_config,
     take_step,
     time_rounds,
@@ -86,9 +87,9 @@ class Stepper:
 
 
 def build_model(options: argparse.Namespace, attention: str) -> torch.nn.Module:
-    """Return a randomly initialised XLM-R classifier of the asked shape."""
-    torch.manual_seed(0)
-    return XLMRobertaForSequenceClassification(model_config(options, attention, labels=3))
+    """Return a classifier: `--model`, or a randomly initialised XLM-R of the asked shape."""
+    config = model_config(options, attention, labels=3)
+    return make_model(options, AutoModelForSequenceClassification, config, attention, num_labels=3)
 
 
 def build_batches(options: argparse.Namespace, count: int = 4) -> list[dict[str, torch.Tensor]]:

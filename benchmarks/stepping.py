@@ -8,15 +8,90 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import transformers
-from transformers import XLMRobertaConfig
+from transformers import AutoConfig, XLMRobertaConfig
 
 # Fields of `XLMRobertaConfig` and of a batch, by the name of a shape.
 Shapes = Mapping[str, Mapping[str, int]]
+
+
+# What a model's config says of its shape, by the name of the argument.
+CONFIG_NAMES = {
+    "hidden": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "intermediate": "intermediate_size",
+    "vocabulary": "vocab_size",
+    "memory-vocabulary": "vocab_size",
+}
+
+
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--model`, for benchmarks that make a model of a shape themselves where none is named."""
+    parser.add_argument(
+        "--model",
+        help="directory, Hub id or `embedded`: time this model instead of one of random weights; the shape is its own",
+    )
+
+
+def model_place(name: str) -> str:
+    """Return what `from_pretrained` is to load."""
+    if name != "embedded":
+        return name
+    from hf_xlt.embedded import encoder_directory
+
+    return str(encoder_directory())
+
+
+def take_shape(options: argparse.Namespace, names: Sequence[str]) -> None:
+    """Let the config of `--model` stand for arguments of its shape.
+
+    Raises:
+        SystemExit: one of them was given besides.
+    """
+    if not options.model:
+        return
+    config = AutoConfig.from_pretrained(model_place(options.model))
+    for name in names:
+        if name in CONFIG_NAMES:
+            if getattr(options, name.replace("-", "_")) is not None:
+                raise SystemExit(f"--{name} is that of --model; leave it out")
+            setattr(options, name.replace("-", "_"), getattr(config, CONFIG_NAMES[name]))
+
+
+def make_model(
+    options: argparse.Namespace, auto: Any, config: Any, attention: str, **settings: Any
+) -> transformers.PreTrainedModel:
+    """Return `--model`, or one of random weights, the same every time, in float32.
+
+    Args:
+        options: with `model`, and `dropout` where it may be chosen.
+        auto: the `AutoModelFor...` of the task.
+        config: of the random model.
+        attention: kernel.
+        settings: further fields of the config of `--model`.
+    """
+    torch.manual_seed(0)
+    if not options.model:
+        return auto.from_config(config, attn_implementation=attention)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    place = model_place(options.model)
+    own = AutoConfig.from_pretrained(place, **settings)
+    if "dropout" in options:
+        for name, value in own.to_dict().items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(own, name, options.dropout)
+    return auto.from_pretrained(place, config=own, dtype=torch.float32, attn_implementation=attention)
+
+
+def model_name(options: argparse.Namespace, otherwise: str) -> str:
+    """Return what a figure is to call the model."""
+    return options.model.rstrip("/").rsplit("/", 1)[-1] if options.model else f"{otherwise}, random weights"
 
 
 def add_shape_arguments(parser: argparse.ArgumentParser, shapes: Shapes, repeats: int) -> None:
@@ -24,6 +99,7 @@ def add_shape_arguments(parser: argparse.ArgumentParser, shapes: Shapes, repeats
     parser.add_argument("--shape", choices=shapes, default=next(iter(shapes)))
     for name in dict.fromkeys(name for shape in shapes.values() for name in shape):
         parser.add_argument(f"--{name}", type=int)
+    add_model_argument(parser)
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast on fp32 weights")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--attention", default="sdpa", help="kernel of the timed steps; FLOPs are counted with eager")
@@ -33,12 +109,18 @@ def add_shape_arguments(parser: argparse.ArgumentParser, shapes: Shapes, repeats
     parser.add_argument("--threads", type=int, default=1)
 
 
-def fill_shape(options: argparse.Namespace, shapes: Shapes) -> argparse.Namespace:
-    """Let the shape's values stand for what was not given."""
-    for name, value in shapes[options.shape].items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
+def fill_missing(options: argparse.Namespace, defaults: Mapping[str, int]) -> argparse.Namespace:
+    """Let defaults, by names with hyphens, stand for what was not given."""
+    for name, value in defaults.items():
+        if getattr(options, name.replace("-", "_")) is None:
+            setattr(options, name.replace("-", "_"), value)
     return options
+
+
+def fill_shape(options: argparse.Namespace, shapes: Shapes) -> argparse.Namespace:
+    """Let the shape's values, or those of `--model`, stand for what was not given."""
+    take_shape(options, list(shapes[options.shape]))
+    return fill_missing(options, shapes[options.shape])
 
 
 def model_config(options: argparse.Namespace, attention: str, labels: int) -> XLMRobertaConfig:
@@ -118,9 +200,9 @@ def headline(options: argparse.Namespace, model: str, peer: str) -> str:
     """Return what a figure needs beside it: shape, types, dropout, kernels, threads, versions, peer."""
     machine = torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU"
     return (
-        f"XLM-R {model}, hidden {options.hidden}, layers {options.layers}, heads {options.heads}, vocabulary "
-        f"{options.vocabulary}, length {options.length}, batch {options.batch}, {options.dtype}, dropout "
-        f"{options.dropout}, attention {options.attention} (timed) and eager (counted), AdamW, {machine}, threads "
-        f"{options.threads}, torch {torch.__version__}, transformers {transformers.__version__}; peer: {peer}; "
-        f"medians of {options.repeats} rounds"
+        f"{model_name(options, 'XLM-R')}, {model}, hidden {options.hidden}, layers {options.layers}, heads "
+        f"{options.heads}, vocabulary {options.vocabulary}, length {options.length}, batch {options.batch}, "
+        f"{options.dtype}, dropout {options.dropout}, attention {options.attention} (timed) and eager (counted), "
+        f"AdamW, {machine}, threads {options.threads}, torch {torch.__version__}, transformers "
+        f"{transformers.__version__}; peer: {peer}; medians of {options.repeats} rounds"
     )

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import transformers
 from datasets import disable_caching, disable_progress_bars
+from stepping import model_place
 from transformers import (
     AutoModelForSequenceClassification,
     Trainer,
@@ -32,7 +33,6 @@ from transformers import (
 
 from hf_xlt.arguments import DataArguments
 from hf_xlt.data.roles import SOURCE_TEST, TARGET_TEST, TRAINING, DataPlan, resolve_data
-from hf_xlt.embedded import encoder_directory
 from hf_xlt.evaluation import encode, read_tests, score
 from hf_xlt.models import load_tokenizer
 from hf_xlt.tasks import get_task
@@ -131,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="pattern of a text classification set with English")
     parser.add_argument("--languages", default=LANGUAGES, help="target languages")
-    parser.add_argument("--model", default=str(encoder_directory()))
+    parser.add_argument("--model", default="embedded", help="directory, Hub id or `embedded`")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch", type=int, default=16)
@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa")
     options = parser.parse_args()
+    options.model = model_place(options.model)
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from transformers.pytorch_utils import Conv1D
 
+from hf_xlt.averaging.heads import body_modules
 from hf_xlt.errors import ConfigError, close_match
 from hf_xlt.randomness import derive_seed
 
@@ -71,12 +75,13 @@ def wrap(
     head = head_modules(model)
     extra = [name for name in settings.lora_modules_to_save or () if name not in head]
     _check_names("lora-modules-to-save", extra, [name for name, _ in model.named_modules() if name])
+    saved = [*([name for name in head if name == _POOLER] if head_is_frozen else head), *extra]
     config = LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
-        target_modules=_target_modules(model, settings.lora_target_modules, [*head, *extra]),
-        modules_to_save=[*([name for name in head if name == _POOLER] if head_is_frozen else head), *extra] or None,
+        target_modules=_target_modules(model, settings.lora_target_modules, [*head, *extra], saved),
+        modules_to_save=saved or None,
         task_type=_TASK_TYPES.get(task.auto_model),
         base_model_name_or_path=model.name_or_path or None,
         revision=getattr(model.config, "_commit_hash", None),
@@ -84,6 +89,8 @@ def wrap(
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # peft 0.21 asks for an attribute that transformers 5.23 has renamed.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        # It finds out by itself that the weights of `Conv1D` lie transposed.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning)
         torch.default_generator.manual_seed(derive_seed(seed, "lora"))
         adapted = AdaptedModel(model, config)
     # peft keeps a set, whose order would differ from file to file.
@@ -96,43 +103,93 @@ def head_modules(model: PreTrainedModel) -> list[str]:
 
     Checkpoints often lack the pooler, which is then as new as the head.
     """
-    body = model.base_model_prefix
-    head = [name for name, module in model.named_children() if name != body and any(True for _ in module.parameters())]
+    body = body_modules(model)
+    head = [
+        name for name, module in model.named_children() if name not in body and any(True for _ in module.parameters())
+    ]
     if isinstance(getattr(model.base_model, _POOLER, None), nn.Module):
         head.append(_POOLER)
     return sorted(head)
 
 
-def _target_modules(model: PreTrainedModel, asked: Sequence[str] | None, trained: Sequence[str]) -> list[str]:
+def _target_modules(
+    model: PreTrainedModel, asked: Sequence[str] | None, kept: Sequence[str], saved: Sequence[str]
+) -> list[str]:
     """Return the names of the modules to adapt: those asked for, else those of `peft`, else all linear ones.
 
     Args:
         model: not yet wrapped.
         asked: the user's choice, or None.
-        trained: modules that are trained in full, and their submodules with them.
+        kept: modules that get no adapters, and their submodules with them: the head, and what is trained in full.
+        saved: those of them that `peft` is told of, and leaves out by itself.
+
+    Returns:
+        Names as short as they can be, full paths where the short ones would match other modules as well.
 
     Raises:
-        ConfigError: a name fits no linear module of the encoder.
+        ConfigError: a name fits no linear module of the encoder, or one whose weight several modules share.
     """
     linear = [
         path
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not any(name in path.split(".") for name in trained)
+        if _is_adaptable(model, path, module) and not _is_inside(path, kept)
     ]
+    others = [path for path, _ in model.named_modules() if path not in linear and not _is_inside(path, saved)]
+    tied = _tied_modules(model, linear)
     if asked:
         _check_names("lora-target-modules", asked, linear)
-        return list(asked)
+        shared = next((path for path in _matched(asked, linear) if path in tied), None)
+        if shared:
+            raise ConfigError(
+                f"`--lora-target-modules`: the weight of `{shared}` is shared with other modules, and an adapter "
+                "merged into it would change them too. Name modules that share nothing, or leave the option out."
+            )
+        return _names_for(asked, linear, others)
+    own = [path for path in linear if path not in tied]
     known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
-    if isinstance(known, list) and not _unknown_names(known, linear):
-        return list(known)
-    if not linear:
+    if isinstance(known, list) and not _unknown_names(known, own):
+        return _names_for(known, own, [*others, *tied])
+    if not own:
         raise ConfigError(f"`--peft lora`: {type(model).__name__} has no linear module to adapt. Leave `--peft` out.")
-    return sorted({path.rpartition(".")[2] for path in linear})
+    return _names_for(sorted({path.rpartition(".")[2] for path in own}), own, [*others, *tied])
+
+
+def _is_inside(path: str, names: Sequence[str]) -> bool:
+    return any(f".{name}." in f".{path}." for name in names)
+
+
+def _is_adaptable(model: PreTrainedModel, path: str, module: nn.Module) -> bool:
+    """Say whether a module is linear and is called: one whose weight others read passes any adapter by."""
+    if not isinstance(module, nn.Linear | Conv1D) or isinstance(module, NonDynamicallyQuantizableLinear):
+        return False
+    parent, _, name = path.rpartition(".")
+    # The kernels of state-space layers take the weight of the last projection.
+    return not (name == "out_proj" and isinstance(getattr(model.get_submodule(parent), "conv1d", None), nn.Conv1d))
+
+
+def _tied_modules(model: PreTrainedModel, paths: Sequence[str]) -> set[str]:
+    """Return the paths of modules whose weight other modules hold as well (the shared blocks of Zamba2)."""
+    weights = [id(weight) for _, weight in model.named_parameters(remove_duplicate=False)]
+    holders = Counter(weights)
+    return {path for path in paths if holders[id(model.get_submodule(path).weight)] > 1}
+
+
+def _matched(names: Sequence[str], paths: Iterable[str]) -> list[str]:
+    """Return the paths that end with one of some names, by whole components, as `peft` matches them."""
+    return [path for path in paths if any(f".{path}".endswith(f".{name}") for name in names)]
+
+
+def _names_for(names: Sequence[str], linear: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Return names that match linear modules alone: the given ones, or the full paths.
+
+    A short name may be that of a container as well: of a layer (`0`) or of a block (`dense` of Reformer).
+    """
+    return _matched(names, linear) if _matched(names, others) else list(names)
 
 
 def _unknown_names(names: Sequence[str], paths: Sequence[str]) -> list[str]:
     """Return the names that are the end of no path, by whole components, as `peft` matches them."""
-    return [name for name in names if not any(f".{path}".endswith(f".{name}") for path in paths)]
+    return [name for name in names if not _matched([name], paths)]
 
 
 def _check_names(flag: str, names: Sequence[str], paths: Sequence[str]) -> None:

@@ -80,6 +80,13 @@ class ModelArguments:
     attn_implementation: str | None = field(
         default=None, metadata={"help": "Attention kernel for training (eager, sdpa, flash_attention_2); not saved."}
     )
+    resize_embeddings: bool = field(
+        default=False,
+        metadata={
+            "help": "Make new embeddings, and train them, for tokens of the tokenizer that the model has none for; "
+            "without this such a tokenizer is refused."
+        },
+    )
 
 
 @dataclass
@@ -273,6 +280,7 @@ class Arguments:
         sweep: whether it is one of several runs, or several.
         config: the strategy's config.
         explicit: names of the fields that the command line or the YAML file set.
+        asked: what both asked for, as one command line; the file's settings come first.
     """
 
     strategy: Strategy
@@ -284,6 +292,7 @@ class Arguments:
     sweep: SweepArguments
     config: Any
     explicit: frozenset[str]
+    asked: tuple[str, ...] = ()
 
     @property
     def embedded(self) -> bool:

@@ -19,6 +19,7 @@ from hf_xlt.models import is_adapted
 from hf_xlt.preparation import Prepared
 from hf_xlt.record import RunRecord
 
+LENGTH = "max_length"
 # Not settings of the result: where things lie, what is shown, who is asked.
 HIDDEN = frozenset(
     "output_dir logging_dir run_name config resume overwrite dry_run traceback hub_token hub_model_id hub_revision "
@@ -74,8 +75,8 @@ def start_record(
             "auto_model": task.auto_model,
             "metric": task.metric,
         },
-        arguments=resolved(arguments),
-        settings={**shareable_arguments(non_default(arguments), _hidden(arguments)), **_file_settings(arguments)},
+        arguments={**resolved(arguments), LENGTH: prepared.max_length},
+        settings=_settings(arguments, prepared.max_length),
         model={"name": prepared.model.name, "revision": arguments.model.model_revision, **prepared.model.license()},
         data=describe_data(plan),
         languages=describe_languages(plan),
@@ -84,7 +85,7 @@ def start_record(
         seeds=_seeds(arguments),
         selection=selection,
         versions=versions(),
-        command=shareable_command(argv),
+        command=shareable_command(arguments.asked or argv, arguments.config.LOCAL_FILES),
         demo=arguments.embedded,
         created=datetime.datetime.now(datetime.UTC).date().isoformat(),
     )
@@ -97,6 +98,12 @@ def _seeds(arguments: Arguments) -> dict[str, int]:
         **({"shot_seed": data.shot_seed} if data.shots else {}),
         **({"divide_seed": data.divide_seed} if data.divide_split else {}),
     }
+
+
+def _settings(arguments: Arguments, max_length: int) -> dict[str, Any]:
+    """Return what was set otherwise than by default; a length as it was used, and not as it was asked for."""
+    settings = {**shareable_arguments(non_default(arguments), _hidden(arguments)), **_file_settings(arguments)}
+    return {**settings, **({LENGTH: max_length} if LENGTH in settings else {})}
 
 
 def resolved(arguments: Arguments) -> dict[str, Any]:
@@ -247,6 +254,9 @@ def check_same_run(record: RunRecord, arguments: Arguments, plan: DataPlan, labe
             "Repeat its command and add `--resume`."
         )
     now = resolved(arguments)
+    # Older records hold the length that was asked for.
+    if record.arguments.get(LENGTH) != now.get(LENGTH):
+        now[LENGTH] = plan.fitted.max_length
     for name in sorted((set(now) | set(record.arguments)) - free_on_resume(arguments)):
         if now.get(name) != record.arguments.get(name):
             raise ConfigError(

@@ -1,7 +1,7 @@
 """What could have been taken in place of a run's average, and how it scores; renders tables without torch.
 
-The names are those of the specification of checkpoint averaging, section 1.5: in the code of Schmidt et al. (2023) the
-word `oracle` means source validation in one place and target validation in another.
+The names tell apart what one word of the literature does not: in the code of Schmidt et al. (2023) `oracle` means
+source validation in one place and target validation in another.
 """
 
 from __future__ import annotations

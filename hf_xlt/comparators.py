@@ -1,7 +1,6 @@
 """Scoring a run's snapshots beside their mean: each on validation data once, the chosen ones on test data once.
 
-Source: Schmidt et al. (2023) and the code of Schmidt et al. (EMNLP Findings 2023); specification of checkpoint
-averaging, section 1.5.
+Source: Schmidt et al. (2023) and the code of Schmidt et al. (EMNLP Findings 2023).
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -16,7 +17,6 @@ from hf_xlt.data.sources import shareable_pattern
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "safetensors", "tokenizers", "babel")
 _SECRET_FLAGS = ("hub-token", "token")
 _PLACE_FLAGS = ("output-dir", "resume", "overwrite", "traceback", "quiet", "json")
-_FILE_FLAGS = ("neighbours", "neighbour-filter")
 _PATH_FLAGS = ("config", "deepspeed", "run-name", "logging-dir", "hub-model-id")
 
 
@@ -53,18 +53,20 @@ def _processor() -> str:
     return f"{names[0] if names else platform.machine()}, {cores} logical cores"
 
 
-def shareable_command(argv: Sequence[str]) -> str:
+def shareable_command(asked: Sequence[str], files: Iterable[str] = ()) -> str:
     """Write a run's command without tokens, local folders, or where its output lies.
 
     Args:
-        argv: arguments after the program's name.
+        asked: arguments after the program's name, those of a YAML file among them (`Arguments.asked`).
+        files: names of the settings that name a file of the user's.
     """
+    file_flags = {name.replace("_", "-") for name in files}
     kept, skipping, names_file = [], False, False
-    for token in argv:
+    for token in asked:
         flag = re.sub("_", "-", token[2:].split("=")[0]) if token.startswith("--") else None
         if flag is not None:
             skipping = flag in (*_SECRET_FLAGS, *_PATH_FLAGS, *_PLACE_FLAGS)
-            names_file = flag in _FILE_FLAGS
+            names_file = flag in file_flags
         if not skipping:
             kept.append(_file_name(token) if names_file else _without_folders(token))
     return " ".join(["hf-xlt run", *map(shlex.quote, kept)])
@@ -77,6 +79,18 @@ def _file_name(token: str) -> str:
 
 
 def _without_folders(token: str) -> str:
+    """Take local folders out of `VALUE`, `--flag=VALUE` or `languages=PATTERN`."""
+    if token.startswith("--") and "=" in token:
+        flag, _, value = token.partition("=")
+        return f"{flag}={_without_folders(value)}"
+    if token[:1] in ("{", "["):
+        try:
+            # A JSON value is no path, whatever slashes it holds; what it holds may be paths.
+            return json.dumps(_plain(json.loads(token)))
+        except ValueError:
+            pass
+    if "://" in token:
+        return token
     prefix, separator, value = token.rpartition("=")
     local = value.startswith(("/", "~", ".")) or value.count("/") > 1
     if not local:

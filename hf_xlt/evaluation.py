@@ -48,15 +48,6 @@ def encoder(
     return functools.partial(plan.task.encode, encoding=encoding)
 
 
-def longest_input(asked: int, tokenizer: PreTrainedTokenizerBase, config: Any) -> int:
-    """Return the longest input in tokens that the user, the tokenizer and the position table all allow."""
-    # RoBERTa-like position tables begin after the padding index.
-    offset = (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-    positions = getattr(config, "max_position_embeddings", None)
-    limits = [asked, tokenizer.model_max_length, (positions - offset) if positions and positions > 0 else asked]
-    return int(min(limits))
-
-
 def read_tests(
     plan: DataPlan,
     tokenizer: PreTrainedTokenizerBase,

@@ -101,7 +101,9 @@ def _features(pairs: ParallelPairs, pair: tuple[str, str], task: Task, encoding:
     from datasets import concatenate_datasets
 
     table = pairs.table(*pair)
-    own = dataclasses.replace(encoding, columns=COLUMNS, where=f"the pairs {'-'.join(pair)}")
+    # The pairs' labels are indices of the inventory already.
+    inventory = dataclasses.replace(encoding.inventory, numbered=True)
+    own = dataclasses.replace(encoding, columns=COLUMNS, inventory=inventory, where=f"the pairs {'-'.join(pair)}")
     # In parts: the features of large sets would go to the cache of `datasets`, once for each pair of languages.
     parts = [
         task.encode(table.select(range(start, min(start + CHUNK, len(table)))), own)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_xlt.data.joining import check_same_labels, counted, rows_by_id
+from hf_xlt.data.labels import named
 from hf_xlt.data.pairing import DIFFERENT, SAME, Pairing, pair_sentences
 from hf_xlt.data.patterns import parse_language_map
 from hf_xlt.data.sources import Source, make_source
@@ -185,19 +186,14 @@ def _read_language(recipe: Recipe, source: Source, split: str, language: str) ->
                 f"{close_match(name, table.column_names)} Name the right one with `--{flag.replace('_', '-')}`."
             )
     rows = rows_by_id(table, recipe.id_column, where)
-    texts, labels = list(table[recipe.text_column]), _label_names(table, recipe.label_column)
+    labels = named(table, recipe.label_column)[recipe.label_column][:]
+    texts = list(table[recipe.text_column])
     for row, (text, label) in enumerate(zip(texts, labels, strict=True)):
         if not isinstance(text, str) or not text.strip():
             raise ConfigError(f"{where}, row {row}: column `{recipe.text_column}` holds {text!r}, not a text.")
-        if label is None:
+        if label is None or label == "":
             raise ConfigError(f"{where}, row {row}: column `{recipe.label_column}` is empty; each row needs a label.")
     return {identifier: (texts[row], str(labels[row])) for identifier, row in rows.items()}
-
-
-def _label_names(table: Any, column: str) -> list[Any]:
-    """Return the labels, by name where the data give one beside a number."""
-    names = f"{column}_text"
-    return list(table[names if names in table.column_names and None not in table[names] else column])
 
 
 def _check_joinable(ids: Sequence[str], name: str) -> None:

@@ -1,4 +1,4 @@
-"""Loading an encoder with a task's head, and saving it so that plain `AutoModelFor…` loads it.
+"""Loading an encoder with a task's head.
 
 Models load in float32 unless asked; nothing of this machine goes into the saved config.
 """
@@ -6,11 +6,11 @@ Models load in float32 unless asked; nothing of this machine goes into the saved
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
-import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 from hf_xlt.data.labels import LabelInventory
 from hf_xlt.data.patterns import expand_home, looks_local
 from hf_xlt.errors import ConfigError, one_line
-from hf_xlt.files import sync_file, sync_folder, write_json
+from hf_xlt.files import write_json
+from hf_xlt.modelling.reloading import bare_names, body_names, body_renaming, forget_renaming
+from hf_xlt.modelling.settings import THRESHOLD_FIELD, put_padding, settle_config, settle_outputs
 from hf_xlt.tasks import Task
 
 if TYPE_CHECKING:
@@ -27,9 +29,6 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded"
 EMBEDDED_PHRASES = "embedded-phrases"
 CONFIG_NAME = "config.json"
-# Not one of transformers' own: the probability from which a model with several labels says one.
-THRESHOLD_FIELD = "decision_threshold"
-_PART = ".final.part"
 
 
 class ModelError(ConfigError):
@@ -66,6 +65,8 @@ class ModelSource:
         revision: branch, tag or commit on the Hub, or None.
         trust_remote_code: whether to run code that comes with it.
         attn_implementation: attention kernel, or None for the library's choice.
+        pad_token_id: padding token that the config is to name; None leaves the config's.
+        token_rows: how many tokens are to have an embedding; None leaves those that have one.
     """
 
     path: str
@@ -73,6 +74,8 @@ class ModelSource:
     revision: str | None = None
     trust_remote_code: bool = False
     attn_implementation: str | None = None
+    pad_token_id: int | None = None
+    token_rows: int | None = None
 
     @classmethod
     def find(cls, model: str, **options: Any) -> ModelSource:
@@ -99,6 +102,12 @@ class ModelSource:
         _refuse_local(model, "model directory")
         return cls(model, model, **options)
 
+    def left_in(self, folder: Path) -> ModelSource:
+        """Return where the model is that was loaded from here and saved in a folder, with all that was settled."""
+        return dataclasses.replace(
+            self, path=str(folder), name=None, revision=None, pad_token_id=None, token_rows=None
+        )
+
     def _options(self) -> dict[str, Any]:
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
 
@@ -113,18 +122,24 @@ class ModelSource:
         with readable_errors(self.path):
             return AutoConfig.from_pretrained(self.path, **self._options())
 
-    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+    def load_tokenizer(self, task: Task | None = None) -> PreTrainedTokenizerBase:
         """Load the tokenizer.
 
+        Args:
+            task: what it is for; None is for anything, which takes a fast one.
+
         Raises:
-            ConfigError: there is none, or it is not a fast one.
+            ConfigError: there is none, or it is not a fast one where it has to be.
         """
         from transformers import AutoTokenizer
 
         with readable_errors(self.path):
             tokenizer = AutoTokenizer.from_pretrained(self.path, **self._options())
-        if not tokenizer.is_fast:
-            raise ConfigError(f"model `{self.path}` has no fast tokenizer; convert it or choose another model.")
+        if not tokenizer.is_fast and (task is None or task.needs_fast_tokenizer):
+            reason = f", and {task.name} has to know where in a text its tokens lie" if task else ""
+            raise ConfigError(
+                f"model `{self.path}` has no fast tokenizer{reason}; convert it or choose another model."
+            )
         if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
             # transformers 5 makes an empty tokenizer where there are no files for one.
             raise ConfigError(f"model `{self.path}` comes without a tokenizer; save one beside it (`tokenizer.json`).")
@@ -136,26 +151,47 @@ class ModelSource:
         Raises:
             ConfigError: it cannot be loaded, or has no head for the task.
         """
+        config = settle_config(self.load_config(), task, inventory, self.pad_token_id)
+        model, report = self._load(
+            task, config, attn_implementation=self.attn_implementation, ignore_mismatched_sizes=True
+        )
+        self._check_body(model, report)
+        return self.anonymous(self._resized(model))
+
+    def _load(self, task: Task, config: Any, **settings: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+        """Load a model with the task's head in float32; return what was missing in its files as well."""
         import torch
 
         with readable_errors(self.path), quiet():
+            renaming = renaming_of(_auto_class(task), config)
             model, report = _auto_class(task).from_pretrained(
                 self.path,
+                config=config,
                 dtype=torch.float32,
-                attn_implementation=self.attn_implementation,
-                ignore_mismatched_sizes=True,
                 output_loading_info=True,
-                **_label_settings(task, inventory),
+                **({"key_mapping": renaming} if renaming else {}),
+                **settings,
                 **self._options(),
             )
-        self._check_body(model, report)
-        return self.anonymous(model)
+        forget_renaming(model, renaming)
+        return model, report
+
+    def _resized(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Give embeddings to the tokens that are to have one."""
+        if self.token_rows is not None:
+            with quiet():
+                model.resize_token_embeddings(self.token_rows)
+        return model
 
     def _check_body(self, model: PreTrainedModel, report: dict[str, Any]) -> None:
         """Refuse weights that leave parts of the encoder at random; only head and pooler may be new."""
         mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
-        body = f"{model.base_model_prefix}."
-        unfit = [key for key in [*report["missing_keys"], *mismatched] if key.startswith(body) and "pooler" not in key]
+        body = body_names(model)
+        unfit = [key for key in [*report["missing_keys"], *mismatched] if key in body and "pooler" not in key]
+        if unfit:
+            # The decoder that a Perceiver has for each task lies within what its class calls the encoder.
+            bare = bare_names(model)
+            unfit = [key for key in unfit if key in bare or ".decoder." not in key]
         if unfit:
             raise ModelError(
                 self.path,
@@ -186,6 +222,7 @@ class ModelSource:
                 **self._options(),
             )
         self._check_body(model, report)
+        model = self._resized(model)
         notes = []
         if report["missing_keys"]:
             notes.append("the model has no head for masked language modelling; a new, untrained one is made.")
@@ -200,17 +237,16 @@ class ModelSource:
     def load_random(self, task: Task, inventory: LabelInventory | None) -> PreTrainedModel:
         """Build the same architecture with random weights, in float32."""
         import torch
-        from transformers import AutoConfig
 
+        config = settle_config(self.load_config(), task, inventory, self.pad_token_id)
         with readable_errors(self.path):
-            config = AutoConfig.from_pretrained(self.path, **_label_settings(task, inventory), **self._options())
             model = _auto_class(task).from_config(
                 config,
                 dtype=torch.float32,
                 attn_implementation=self.attn_implementation,
                 trust_remote_code=self.trust_remote_code,
             )
-        return self.anonymous(model)
+        return self.anonymous(self._resized(model))
 
     def load_trained(self, task: Task) -> PreTrainedModel:
         """Load a model whose head was trained, for scoring.
@@ -218,19 +254,18 @@ class ModelSource:
         Raises:
             ConfigError: weights are missing or do not fit: the head was never trained for this task.
         """
-        import torch
-
-        with readable_errors(self.path), quiet():
-            model, report = _auto_class(task).from_pretrained(
-                self.path, dtype=torch.float32, output_loading_info=True, **self._options()
-            )
+        config = self.load_config()
+        settle_outputs(config)
+        if self.pad_token_id is not None:
+            put_padding(config, self.pad_token_id)
+        model, report = self._load(task, config)
         missing = sorted(report["missing_keys"])
         if missing:
             raise ConfigError(
                 f"`{self.path}` has no trained head for {task.name}: {', '.join(missing[:3])} "
                 f"{'is' if len(missing) == 1 else 'are'} missing. Give a run's output, or a model fine-tuned for it."
             )
-        return self.anonymous(model)
+        return self.anonymous(self._resized(model))
 
     def load_task_model(self, task: Task, inventory: LabelInventory | None) -> PreTrainedModel | None:
         """Load a model that was trained for just this task and these labels; None where it was not."""
@@ -280,12 +315,21 @@ def _auto_class(task: Task) -> Any:
     return getattr(transformers, task.auto_model)
 
 
-def _label_settings(task: Task, inventory: LabelInventory | None) -> dict[str, Any]:
-    if inventory is None:
-        # The head for answers gives two numbers per token, start and end, whatever the encoder's config says.
-        return {"num_labels": 2}
-    names = {"num_labels": len(inventory), "id2label": inventory.id2label, "label2id": inventory.label2id}
-    return {**names, "problem_type": task.problem_type} if task.problem_type else names
+def renaming_of(auto_class: Any, config: Any) -> dict[str, str]:
+    """Return how files name the encoder where a class with a head holds it under another name.
+
+    Args:
+        auto_class: an `AutoModelFor…`, or a class itself.
+        config: of the model.
+    """
+    import transformers
+
+    body = transformers.AutoModel._model_mapping
+    heads = getattr(auto_class, "_model_mapping", {type(config): auto_class})
+    if any(type(config) not in mapping for mapping in (heads, body)):
+        return {}
+    pair = heads[type(config)], body[type(config)]
+    return {} if any(isinstance(found, tuple) for found in pair) else body_renaming(*pair)
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -375,39 +419,3 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def save_final(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, parts: Mapping[str, Any] | None = None
-) -> None:
-    """Save model and tokenizer into a folder: written beside, made durable, then moved in file by file.
-
-    Args:
-        model: to load with the plain class.
-        tokenizer: its tokenizer.
-        folder: it exists.
-        parts: by the name of a subfolder, what else is saved there by its own `save_pretrained`.
-
-    Raises:
-        OSError: the disk is full or not writable; what the folder held is untouched.
-    """
-    part = folder / _PART
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        model.save_pretrained(part)
-        tokenizer.save_pretrained(part)
-        for name, other in (parts or {}).items():
-            other.save_pretrained(part / name)
-        files = sorted(path for path in part.rglob("*") if path.is_file())
-        for path in files:
-            sync_file(path)
-        for path in files:
-            target = folder / path.relative_to(part)
-            target.parent.mkdir(exist_ok=True)
-            os.replace(path, target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    for name in parts or ():
-        sync_folder(folder / name)
-    sync_folder(folder)

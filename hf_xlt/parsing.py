@@ -34,8 +34,6 @@ from hf_xlt.sweep.arguments import SweepArguments, check_sweep
 from hf_xlt.sweep.division import Division, check_names
 from hf_xlt.yaml_file import read_yaml
 
-GROUPS = (RunArguments, ModelArguments, DataArguments, PeftArguments, AverageArguments, SweepArguments)
-
 
 class _Parser(argparse.ArgumentParser):
     """Finds what the other flags depend on, before the strategy's own fields are known."""
@@ -88,15 +86,12 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     explicit = frozenset(on_command_line | set(from_file))
     place = (known.model or settings.get("model"), known.dataset or settings.get("dataset"))
     defaults = default_settings("sweep" if names else strategy.name, explicit, place)
-    tokens = [
-        *as_tokens({key: value for key, value in defaults.items() if key not in explicit}),
-        *as_tokens(dict(from_file.values())),
-        *argv,
-    ]
+    asked = [*as_tokens(dict(from_file.values())), *argv]
+    tokens = [*as_tokens({key: value for key, value in defaults.items() if key not in explicit}), *asked]
     *groups, rest = parser.parse_args_into_dataclasses(tokens, return_remaining_strings=True, look_for_args_file=False)
     if rest:
         raise _unknown(rest[0].split("=")[0], parser)
-    arguments = Arguments(strategy, *groups, explicit=explicit)
+    arguments = Arguments(strategy, *groups, explicit=explicit, asked=tuple(asked))
     check_arguments(arguments)
     check_peft(arguments)
     check_average(arguments)

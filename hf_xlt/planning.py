@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_xlt.arguments import Arguments
 from hf_xlt.data.generalized import choose_pair_sets
-from hf_xlt.data.roles import AUXILIARY, SHOTS, TRAINING, DataPlan
+from hf_xlt.data.roles import AUXILIARY, SHOTS, DataPlan
+
+if TYPE_CHECKING:
+    from hf_xlt.preparation import PlannedPhase
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class PlannedCost:
 
 def describe_plan(arguments: Arguments, plan: DataPlan, selection: dict[str, Any]) -> str:
     """Say what would be run: data, labels, updates, cost."""
+    from hf_xlt.preparation import plan_updates
+
     config, strategy = arguments.config, arguments.strategy
     lines = [f"Strategy   {strategy.name}: {strategy.summary}", f"Model      {arguments.model.model}"]
     if arguments.peft.peft:
@@ -52,10 +57,10 @@ def describe_plan(arguments: Arguments, plan: DataPlan, selection: dict[str, Any
     if inventory is not None:
         lines.append(f"Labels     {len(inventory)}: {', '.join(inventory.names)}")
     lines.append(f"Selection  {selection['protocol']}" + (f" by {selection['metric']}" if selection["metric"] else ""))
-    updates = planned_updates(arguments, plan)
-    phases = strategy.phases(config) if strategy.phases else []
-    if phases:
-        counted = (f"{phase.name} {updates if phase.updates is None else phase.updates:,}" for phase in phases)
+    planned = plan_updates(arguments, plan, exact=True)
+    updates = main_updates(planned)
+    if planned[0].phase.name:
+        counted = (f"{entry.phase.name} {entry.updates:,}" for entry in planned)
         lines.append(f"Phases     {', '.join(counted)}")
     joint = _joint_languages(arguments, plan)
     if arguments.average.average:
@@ -65,8 +70,10 @@ def describe_plan(arguments: Arguments, plan: DataPlan, selection: dict[str, Any
             count = planned_snapshots(arguments, plan)
             lines.append(f"Compared   with {', '.join(rivals)}; about {count} snapshots stay until they are scored")
     batches = f" and as many of each of {joint} target languages" if joint else ""
-    lines.append(f"Updates    {updates:,}, each of {_global_batch(config):,} source examples{batches}")
-    lines.append(f"Cost       {planned_cost(arguments, plan).describe()}")
+    lines.append(
+        f"Updates    {updates:,}, each of {_global_batch(config):,} {strategy.trains_on(config)} examples{batches}"
+    )
+    lines.append(f"Cost       {planned_cost(arguments, plan, planned).describe()}")
     if arguments.peft.peft:
         lines.append("           in steps that train all weights; with these frozen a plain step, and an ascent step")
         lines.append("           as well, costs about 2/3 of one")
@@ -80,8 +87,11 @@ def describe_plan(arguments: Arguments, plan: DataPlan, selection: dict[str, Any
 
 def plan_values(arguments: Arguments, plan: DataPlan, selection: dict[str, Any]) -> dict[str, Any]:
     """Return what would be run, JSON-able."""
+    from hf_xlt.preparation import plan_updates
+
     config, strategy = arguments.config, arguments.strategy
-    updates, cost = planned_updates(arguments, plan), planned_cost(arguments, plan)
+    planned = plan_updates(arguments, plan, exact=True)
+    updates, cost = main_updates(planned), planned_cost(arguments, plan, planned)
     _, inventory = plan.read_training()
     return {
         "strategy": strategy.name,
@@ -109,17 +119,17 @@ def plan_values(arguments: Arguments, plan: DataPlan, selection: dict[str, Any])
     }
 
 
-def planned_cost(arguments: Arguments, plan: DataPlan) -> PlannedCost:
+def planned_cost(arguments: Arguments, plan: DataPlan, planned: list[PlannedPhase]) -> PlannedCost:
     """Return the cost of training: by phases that say theirs, else of the updates that the registry's cost is for."""
-    strategy, config, updates = arguments.strategy, arguments.config, planned_updates(arguments, plan)
+    strategy, config, updates = arguments.strategy, arguments.config, main_updates(planned)
     # Batches of target languages join those of the source, where the loader of the source is used.
     batches = 1 + _joint_languages(arguments, plan)
-    phases = strategy.phases(config) if strategy.phases else []
-    if phases and all(phase.cost is not None for phase in phases):
+    phases = [entry.phase for entry in planned]
+    if all(phase.cost is not None for phase in phases):
         languages = len(plan.of_role(AUXILIARY))
         parts = [
-            (phase.name, phase.updates or updates, phase.cost(languages) * (batches if phase.updates is None else 1))
-            for phase in phases
+            (phase.name, entry.updates, phase.cost(languages) * (batches if phase.updates is None else 1))
+            for phase, entry in zip(phases, planned, strict=True)
         ]
         return PlannedCost(tuple(parts))
     uncounted = tuple(phase.name for phase in phases if phase.updates is not None)
@@ -135,21 +145,16 @@ def _global_batch(config: Any) -> int:
     return config.per_device_train_batch_size * config.gradient_accumulation_steps * config.world_size
 
 
-def planned_updates(arguments: Arguments, plan: DataPlan) -> int:
-    """Return the number of updates of one phase, as the Trainer counts them."""
-    from hf_xlt.preparation import count_updates
-
-    config, data = arguments.config, arguments.data
-    augmentation = arguments.strategy.augmentation(config)
-    copies = augmentation.copies if augmentation else 1
-    examples = sum(entry.size for entry in plan.of_role(TRAINING)) * copies
-    if data.shots and data.few_shot_mode == "concat" and not arguments.strategy.uses_shots:
-        examples += sum(entry.size for entry in plan.of_role(SHOTS))
-    return count_updates(config, examples)
+def main_updates(planned: list[PlannedPhase]) -> int:
+    """Return the updates of the phase that trains the task on the run's data, the last such one."""
+    own = [entry.updates for entry in planned if entry.phase.updates is None]
+    return own[-1] if own else planned[-1].updates
 
 
 def planned_snapshots(arguments: Arguments, plan: DataPlan) -> int:
     """Return how many snapshots stay on the disk until they are scored."""
+    from hf_xlt.preparation import plan_updates
+
     asked = arguments.average
     if not asked.average_compare:
         return 0
@@ -157,7 +162,7 @@ def planned_snapshots(arguments: Arguments, plan: DataPlan) -> int:
     if isinstance(schedule.every, str):
         # Epochs and regular saves are known only with the length of the loader; two a epoch are many.
         return 2 * max(round(arguments.config.num_train_epochs), 1)
-    return len(schedule.steps(planned_updates(arguments, plan)))
+    return len(schedule.steps(main_updates(plan_updates(arguments, plan))))
 
 
 def of_adapter(model: dict[str, Any]) -> str:
@@ -174,11 +179,11 @@ def _planned_adapter(arguments: Arguments, plan: DataPlan) -> list[str]:
     import torch
 
     from hf_xlt.adapters import describe, merged_size
-    from hf_xlt.preparation import adapt, find_model
+    from hf_xlt.preparation import adapt
 
     _, inventory = plan.read_training()
     with torch.device("meta"):
-        model = adapt(find_model(arguments).load_random(plan.task, inventory), arguments, plan.task)
+        model = adapt(plan.fitted.source.load_random(plan.task, inventory), arguments, plan.task)
     facts = {"parameters": merged_size(model), "adapter": describe(model)}
     return [
         f"Parameters {facts['parameters']:,}{of_adapter(facts)}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +25,18 @@ from hf_xlt.data.roles import (
     resolve_data,
 )
 from hf_xlt.errors import ConfigError, close_match
-from hf_xlt.evaluation import encoder, longest_input
+from hf_xlt.evaluation import encoder
+from hf_xlt.modelling.tokens import Fitted, fit_tokenizer
 from hf_xlt.models import ModelSource
 from hf_xlt.record import LAST_CHECKPOINT, SOURCE_VALIDATION
 from hf_xlt.record import TARGET_VALIDATION as ORACLE
 from hf_xlt.tasks import Task, get_task
 from hf_xlt.training.interruption import InterruptionFlag
-from hf_xlt.training.phases import RunContext
+from hf_xlt.training.phases import OWN, RunContext, RunPhase, single_phase
+from hf_xlt.training.phases import SHOTS as COUNTS_SHOTS
+from hf_xlt.training.phases import TRAINING as COUNTS_TRAINING
+from hf_xlt.training.refusals import check_precision
+from hf_xlt.training.updates import count_updates, no_batch
 
 
 @dataclass
@@ -63,7 +67,7 @@ def plan_run(arguments: Arguments) -> tuple[DataPlan, dict[str, Any]]:
     Raises:
         ConfigError: the data cannot be used, or not as asked; or the model's directory is missing.
     """
-    find_model(arguments)
+    source = find_model(arguments)
     plan = resolve_data(
         arguments.data,
         get_task(arguments.data.task),
@@ -74,6 +78,15 @@ def plan_run(arguments: Arguments) -> tuple[DataPlan, dict[str, Any]]:
     note_augmentation(arguments, plan)
     if arguments.data.generalized:
         choose_pair_sets(plan, arguments.data)
+    plan.fitted = fit_tokenizer(source, plan.task, arguments.data.max_length, arguments.model.resize_embeddings)
+    plan.notes.extend(plan.fitted.notes)
+    if arguments.config.label_smoothing_factor and not plan.task.smooths_labels:
+        raise ConfigError(
+            f"`--label-smoothing-factor` does not go with the task `{plan.task.name}`, whose candidates are the "
+            "positions of a batch, padding included. Leave it at 0."
+        )
+    check_precision(arguments.config)
+    plan_updates(arguments, plan)
     if arguments.run.dry_run:
         # Nothing is trained, so that reading the tests chooses nothing.
         note_seen(plan, plan.read_training()[1])
@@ -93,6 +106,77 @@ def note_seen(plan: DataPlan, inventory: LabelInventory | None) -> list[str]:
     told = [entry.describe() for entry in plan.seen]
     plan.notes += told
     return told
+
+
+@dataclass(frozen=True)
+class PlannedPhase:
+    """One phase of a run that has not begun.
+
+    Attributes:
+        phase: as the strategy has it; its name is empty where it is the only one.
+        updates: that it will make.
+    """
+
+    phase: RunPhase
+    updates: int
+
+
+def plan_updates(arguments: Arguments, plan: DataPlan, exact: bool = False) -> list[PlannedPhase]:
+    """Count the updates of every phase, as its trainer will.
+
+    Args:
+        arguments: of the run.
+        plan: its data.
+        exact: encode data whose rows may become several features, which takes time; else rows are counted there,
+            unless they would make no update.
+
+    Raises:
+        ConfigError: a phase would make no update.
+    """
+    config, strategy = arguments.config, arguments.strategy
+    phases = strategy.phases(config) if strategy.phases else [RunPhase("", single_phase(strategy.trainer_cls))]
+    sizes, planned = _sizes(arguments, plan, exact), []
+    for phase in phases:
+        updates = phase.updates
+        if phase.examples != OWN:
+            updates = count_updates(config, sizes[phase.examples], updates)
+        if updates == 0 and plan.task.splits_rows and not exact:
+            return plan_updates(arguments, plan, exact=True)
+        if updates == 0:
+            raise no_batch(config, sizes[phase.examples], f"phase `{phase.name}`" if phase.name else "training")
+        planned.append(PlannedPhase(phase, updates))
+    return planned
+
+
+def _sizes(arguments: Arguments, plan: DataPlan, exact: bool) -> dict[str, int]:
+    """Count what the loaders of a run's phases go through, by `RunPhase.examples`."""
+    config, strategy = arguments.config, arguments.strategy
+    augmentation = strategy.augmentation(config)
+    copies = augmentation.copies if augmentation else 1
+    if exact and plan.task.splits_rows:
+        sources, shots = _count_features(arguments, plan)
+        copies = copies if augmentation and augmentation.mode == EQUAL_UPDATES else 1
+    else:
+        sources, shots = (sum(entry.size for entry in plan.of_role(role)) for role in (TRAINING, SHOTS))
+    training = sources * copies
+    if strategy.trains_on(config) == "target":
+        training = shots
+    elif arguments.data.few_shot_mode == "concat" and not strategy.uses_shots:
+        training += shots
+    return {COUNTS_TRAINING: training, COUNTS_SHOTS: shots}
+
+
+def _count_features(arguments: Arguments, plan: DataPlan) -> tuple[int, int]:
+    """Encode the source training data and the shots, and return the number of features of each."""
+    tables, inventory = plan.read_training()
+    tokenizer, max_length = plan.fitted.tokenizer, plan.fitted.max_length
+
+    def encoder_of(entry: DataSet) -> Callable[[Any], Any]:
+        return encoder(entry, plan, tokenizer, inventory, max_length)
+
+    sources = _source_features(arguments, plan, tables, encoder_of)
+    shots = [encoder_of(entry)(plan.take_shots(entry, entry.read(), inventory)) for entry in plan.of_role(SHOTS)]
+    return sum(map(len, sources)), sum(map(len, shots))
 
 
 def needs_validation(config: Any) -> bool:
@@ -150,15 +234,6 @@ def note_augmentation(arguments: Arguments, plan: DataPlan) -> None:
         plan.notes.append(augmentation.describe())
 
 
-def count_updates(config: Any, examples: int) -> int:
-    """Return the number of updates that training on so many examples takes, as the Trainer counts them."""
-    if config.max_steps > 0:
-        return config.max_steps
-    batches = -(-examples // (config.per_device_train_batch_size * config.world_size))
-    per_epoch = max(-(-batches // config.gradient_accumulation_steps), 1)
-    return -int(-(config.num_train_epochs * per_epoch) // 1)
-
-
 def find_model(arguments: Arguments) -> ModelSource:
     """Return where the run's encoder comes from.
 
@@ -181,9 +256,8 @@ def prepare(arguments: Arguments, plan: DataPlan, flag: InterruptionFlag) -> Pre
         ConfigError: data, tokenizer or model cannot be used.
     """
     tables, inventory = plan.read_training()
-    source = find_model(arguments)
-    tokenizer = source.load_tokenizer()
-    max_length = longest_input(arguments.data.max_length or plan.task.max_length, tokenizer, source.load_config())
+    fitted: Fitted = plan.fitted
+    source, tokenizer, max_length = fitted.source, fitted.tokenizer, fitted.max_length
 
     def encoder_of(entry: DataSet) -> Callable[[Any], Any]:
         return encoder(entry, plan, tokenizer, inventory, max_length)
@@ -221,6 +295,7 @@ def prepare(arguments: Arguments, plan: DataPlan, flag: InterruptionFlag) -> Pre
         load_masked_lm=_masked_lm_loader(arguments, source),
         averaging=arguments.average,
         extra_callbacks=lambda: [FrozenHeadCheck(shared)] if shared else [],
+        select_on_target_validation=arguments.data.select_on_target_validation,
     )
     return Prepared(context, plan, inventory, source, max_length)
 
@@ -286,8 +361,7 @@ def _model_loader(
 
         # The new head's weights come from the global generator, wherever it stands.
         set_seed(arguments.config.seed)
-        start = source if folder is None else dataclasses.replace(source, path=str(folder), name=None, revision=None)
-        model = start.load(task, inventory)
+        model = (source if folder is None else source.left_in(folder)).load(task, inventory)
         if shared is not None:
             # Frozen before there is an optimizer, whose weight decay would move it.
             shared.put(model)
@@ -313,7 +387,7 @@ def _masked_lm_loader(arguments: Arguments, source: ModelSource) -> Callable[[Pa
     """Return what loads the run's encoder, or the one in a folder, with its masked-LM head."""
 
     def load(folder: Path | None) -> Any:
-        start = source if folder is None else dataclasses.replace(source, path=str(folder), name=None, revision=None)
+        start = source if folder is None else source.left_in(folder)
         return start.load_masked_lm(arguments.config.seed)[0]
 
     return load

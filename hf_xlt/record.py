@@ -53,10 +53,10 @@ class RunRecord:
         data: per role (`source`, `validation`, `target`, `few-shot`, ...) `sources` (Hub ids, or file patterns without
             their local part), `hub_ids`, `split`, `columns` by their role in the task, and per language `examples` and
             `fingerprints`, and `written_in` where rows are read as something else (a scheme of tags); where the data
-            say so themselves, `licenses` by source and `citations` (BibTeX). Of parts
-            of divided sets `divided`: `shares` by part, `seed`, and by language the hash of the whole (`wholes`). Of
-            rows with another role as well, by language `shared_with` (roles). Of tests, by language and role of what
-            was learned from, `seen`: how many rows have a text that was, to the letter, learned from.
+            say so themselves, `licenses` by source and `citations` (BibTeX). Of parts of divided sets `divided`:
+            `shares` by part, `seed`, and by language the hash of the whole (`wholes`). Of rows with another role as
+            well, by language `shared_with` (roles). Of tests, by language and role of what was learned from, `seen`:
+            how many rows have a text that was, to the letter, learned from.
         languages: per role a list of `{code, iso, name}`.
         labels: the label inventory in index order.
         few_shot: `shots`, `shot_seed`, `mode`; None for zero-shot.

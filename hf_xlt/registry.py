@@ -86,6 +86,7 @@ class Strategy:
         peft: whether `--peft lora` may freeze the encoder and train adapters in its place.
         averages: whether the output is the mean of the run's snapshots unasked, as with `--average`.
         augmentation: what happens to source training rows before they are encoded, from the config; None is nothing.
+        trains_on: role of the examples that its main loader goes through, from the config.
         notes: what a card must say of the implementation's relation to the paper.
     """
 
@@ -107,6 +108,7 @@ class Strategy:
     peft: bool = False
     averages: bool = False
     augmentation: Callable[[Any], Augmentation | None] = lambda config: None
+    trains_on: Callable[[Any], str] = lambda config: "source"
     notes: str = ""
 
     @property

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from hf_xlt.data.parallel import ParallelSet
 from hf_xlt.data.sources import Source
 from hf_xlt.errors import ConfigError
-from hf_xlt.evaluation import longest_input
 from hf_xlt.files import write_json, write_text
 from hf_xlt.languages import english_name
+from hf_xlt.modelling.tokens import longest_input
 from hf_xlt.models import ModelSource, quiet, readable_errors
 from hf_xlt.results import markdown, percent
 from hf_xlt.streams import track
@@ -253,7 +253,7 @@ def embed_texts(
     """
     import torch
 
-    layer = settings.resolve_layer(model.config.num_hidden_layers)
+    layer = settings.resolve_layer(model.config.get_text_config().num_hidden_layers)
     length = longest_input(settings.max_length, tokenizer, model.config)
     encoded = tokenizer(list(texts), truncation=True, max_length=length, return_special_tokens_mask=True)
     # Batches of like lengths: less padding, which no vector depends on.
@@ -343,7 +343,7 @@ def retrieve(
     found = ModelSource.find(model, revision=revision)
     tokenizer = found.load_tokenizer()
     encoder = load_encoder(found)
-    layers = encoder.config.num_hidden_layers
+    layers = encoder.config.get_text_config().num_hidden_layers
     layer = settings.resolve_layer(layers)
     scores, last = [], ((), None)
     for part in track(sets, "Languages"):

@@ -118,6 +118,7 @@ class Run:
         from transformers.utils import logging
 
         from hf_xlt.bookkeeping import check_same_run, complete_hardware, start_record, take_over
+        from hf_xlt.modelling.trial import first_rows, try_model
         from hf_xlt.preparation import prepare
         from hf_xlt.training.phases import run_phases
 
@@ -134,6 +135,7 @@ class Run:
         model = context.load_model(None)
         complete_hardware(record, arguments, threads, model)
         self._announce(record, prepared)
+        try_model(model, context.tokenizer, first_rows(context.training), context.task, arguments.config)
         del model
         if is_first_process():
             self._claim_output(record)

@@ -14,6 +14,7 @@ from hf_xlt.data.generalized import choose_pair_sets, join_pairs
 from hf_xlt.data.labels import LabelInventory
 from hf_xlt.data.model_labels import match_labels
 from hf_xlt.data.patterns import label_of
+from hf_xlt.data.readings import settle_readings
 from hf_xlt.data.roles import (
     AUXILIARY,
     AUXILIARY_TEST,
@@ -24,17 +25,18 @@ from hf_xlt.data.roles import (
     VALIDATION,
     DataPlan,
     resolve_data,
-    settle_readings,
 )
 from hf_xlt.data.sources import EMBEDDED
 from hf_xlt.errors import ConfigError
-from hf_xlt.evaluation import RESULTS_NAME, longest_input, read_tests, score, settle_threshold, write_results
+from hf_xlt.evaluation import RESULTS_NAME, read_tests, score, settle_threshold, write_results
 from hf_xlt.files import write_text
 from hf_xlt.generalized import replace_generalized, score_generalized
 from hf_xlt.generalized_results import GeneralizedResults
 from hf_xlt.items import ItemScores
 from hf_xlt.languages import find_same
-from hf_xlt.models import THRESHOLD_FIELD, ModelSource, write_threshold
+from hf_xlt.modelling.settings import THRESHOLD_FIELD
+from hf_xlt.modelling.tokens import fit_tokenizer
+from hf_xlt.models import ModelSource, write_threshold
 from hf_xlt.output import check_folder, claim_output
 from hf_xlt.record import FINISHED, RECORD_NAME, RunRecord
 from hf_xlt.results import Results, plain
@@ -134,16 +136,17 @@ def _score(
         ConfigError: it has no trained head for the task, or its labels do not fit the data's.
     """
     task = plan.task
-    loaded = source.load_trained(task)
-    tokenizer = source.load_tokenizer()
+    asked = data.max_length or (record.arguments.get("max_length") if record else None)
+    fitted = fit_tokenizer(source, task, asked, resize=None)
+    tokenizer, max_length = fitted.tokenizer, fitted.max_length
+    loaded = fitted.source.load_trained(task)
     inventory = _inventory(plan, loaded.config, data, record is None)
     if inventory is not None:
         plan.task = task.given_labels(inventory)
         # Bare numbers have names only now.
         settle_readings(plan, inventory.names)
     task = plan.task
-    asked = data.max_length or (record.arguments.get("max_length") if record else None) or task.max_length
-    max_length = longest_input(asked, tokenizer, loaded.config)
+    plan.notes.extend(fitted.notes)
     tests = read_tests(plan, tokenizer, inventory, max_length)
     pairs = join_pairs(plan, data, inventory) if data.generalized else None
     encoding = Encoding(tokenizer, {}, inventory, max_length, "")
@@ -341,6 +344,8 @@ def _inventory(plan: DataPlan, config: Any, data: DataArguments, foreign: bool) 
         raise ConfigError(
             "the model predicts one class of each text, by its config, and no several labels; leave `--task` out."
         )
+    # Of a run the record says what the head is for; what its base was for may still stand in an old config.
+    problem = problem if foreign or several else plan.task.problem_type
     if len(classes) < 2 or problem == "regression" or (problem == MULTI_LABEL and not several):
         kind = problem or "regression"
         raise ConfigError(

@@ -125,7 +125,7 @@ def metaxl() -> RunRecord:
     """Few-shot, with measured distances and their picture."""
     facts = {
         "method": "metaxl",
-        "target_examples": {"pool": 30},
+        "target_examples": {"de": 10, "sw": 10, "quy": 10},
         "rtn_parameters": 295_104,
         "rtn_steps": 1100,
         "rtn_skipped": 25,

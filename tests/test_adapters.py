@@ -7,22 +7,30 @@ import pytest
 import torch
 from contexts import LORA, make_context
 from peft import PeftModel
+from peft.tuners.lora import Linear as LoraLinear
 from safetensors.torch import load_file
 from tiny import make_features, make_model, make_tokenizer, same_weights, save_encoder, write_data
 from transformers import (
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     BertConfig,
+    CTRLConfig,
     DebertaV2Config,
     DistilBertConfig,
+    GPT2Config,
     ModernBertConfig,
+    ReformerConfig,
+    T5Config,
     XLMRobertaConfig,
+    Zamba2Config,
 )
 
 from hf_xlt import evaluation
 from hf_xlt.adapters import ADAPTER_NAME, describe, head_modules, merged, merged_size, wrap
 from hf_xlt.cli.main import main
 from hf_xlt.errors import ConfigError
-from hf_xlt.models import is_adapted, save_final
+from hf_xlt.modelling.saving import save_final
+from hf_xlt.models import is_adapted
 from hf_xlt.output import check_space
 from hf_xlt.peft_arguments import PeftArguments
 from hf_xlt.record import RunRecord
@@ -128,6 +136,96 @@ def test_sizes_are_those_of_the_merged_model_and_of_what_is_trained(family):
     model = wrap(build(family), LORA, TASK, 0)
     assert merged_size(model) == sum(weight.numel() for weight in merged(model).parameters())
     assert describe(model)["trainable_parameters"] == model.get_nb_trainable_parameters()[0]
+
+
+GPT2 = {"vocab_size": 70, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40, "num_labels": 3}
+T5 = {"vocab_size": 70, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2, "num_labels": 3}
+REFORMER = {
+    "vocab_size": 70,
+    "hidden_size": 16,
+    "attention_head_size": 8,
+    "num_attention_heads": 2,
+    "feed_forward_size": 16,
+    "attn_layers": ["local"] * 2,
+    "axial_pos_embds": False,
+    "max_position_embeddings": 40,
+    "local_attn_chunk_length": 4,
+    "num_labels": 3,
+}
+ZAMBA2 = {
+    "vocab_size": 70,
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "layers_block_type": ["mamba", "hybrid"] * 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 16,
+    "mamba_d_state": 4,
+    "mamba_headdim": 8,
+    "n_mamba_heads": 4,
+    "mamba_ngroups": 1,
+    "num_mem_blocks": 1,
+    "use_shared_attention_adapter": True,
+    "chunk_size": 4,
+    "num_labels": 3,
+}
+IDS_OF_A_DECODER = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+OTHER_LAYOUTS = {
+    "gpt2": (GPT2Config, GPT2),
+    "ctrl": (CTRLConfig, {**GPT2, "dff": 16}),
+    "reformer": (ReformerConfig, REFORMER),
+    "zamba2": (Zamba2Config, ZAMBA2),
+    "t5": (T5Config, {**T5, "decoder_start_token_id": 0}),
+}
+
+
+def other_layout(name, auto=AutoModelForSequenceClassification):
+    torch.manual_seed(0)
+    config, settings = OTHER_LAYOUTS[name]
+    return auto.from_config(config(**settings, **IDS_OF_A_DECODER)).eval()
+
+
+@pytest.mark.filterwarnings("error:fan_in_fan_out")
+@pytest.mark.parametrize("name", OTHER_LAYOUTS)
+def test_adapters_lie_on_linear_leaves_of_any_layout_and_merge_exactly(name):
+    model = wrap(other_layout(name), LORA, TASK, 0).eval()
+    adapted = {place.split(".lora_A")[0] for place, _ in model.named_modules() if place.endswith("lora_A.default")}
+    leaves = {place for place, module in model.named_modules() if isinstance(module, LoraLinear)}
+    assert adapted == leaves and adapted
+    with torch.no_grad():
+        for place, weight in model.named_parameters():
+            if ".lora_" in place:
+                weight.add_(torch.randn_like(weight) / 8)
+        ids = torch.arange(4, 36).reshape(2, 16)
+        # BART and T5 classify at the end-of-sentence piece.
+        ids[:, -1] = 3
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        expected = model(**inputs).logits
+        assert not torch.allclose(other_layout(name)(**inputs).logits, expected, atol=1e-4)
+        torch.testing.assert_close(merged(model)(**inputs).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_names_asked_for_fit_no_container():
+    settings = dataclasses.replace(LORA, lora_target_modules=["dense"])
+    model = wrap(other_layout("reformer"), settings, TASK, 0)
+    targets = describe(model)["target_modules"]
+    assert len(targets) == 6 and all(name.startswith("reformer.encoder.layers.") for name in targets)
+
+
+def test_shared_weights_are_left_alone_and_refused_by_name():
+    assert not any(
+        "shared_transformer" in name
+        for name in describe(wrap(other_layout("zamba2"), LORA, TASK, 0))["target_modules"]
+    )
+    with pytest.raises(ConfigError, match="shared with other modules"):
+        wrap(other_layout("zamba2"), dataclasses.replace(LORA, lora_target_modules=["q_proj"]), TASK, 0)
+
+
+def test_the_question_head_of_t5_is_trained_beside_adapters_of_its_body():
+    model = other_layout("t5", AutoModelForQuestionAnswering)
+    assert head_modules(model) == ["qa_outputs"]
+    facts = describe(wrap(model, LORA, get_task("question-answering"), 0))
+    assert facts["modules_to_save"] == ["qa_outputs"] and facts["target_modules"] == ["q", "v"]
 
 
 def test_wrapping_changes_neither_weights_nor_the_global_generator():

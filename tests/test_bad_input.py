@@ -20,7 +20,7 @@ def world(tmp_path_factory):
     rows = make_rows("en", 9, 0)
     for name, changed in {
         "nolabel": [{k: v for k, v in row.items() if k not in ("label", "label_text")} for row in rows],
-        "negative": [{**row, "label": -1} for row in rows],
+        "negative": [{"text": row["text"], "label": -1} for row in rows],
         "float": [{**row, "label": 0.5} for row in rows],
         "oneclass": [{**row, "label": 0, "label_text": "bad"} for row in rows],
         "notext": [{**row, "text": None} for row in rows],
@@ -102,15 +102,18 @@ USAGE = {
         "cannot be read as parquet",
     ),
     "negative label": (GOOD.replace("data/", "negative/"), "holds the label -1"),
-    "fractional label": (GOOD.replace("data/", "float/"), "numbers with a fraction"),
+    "fractional label": (GOOD.replace("data/", "float/"), "holds 0.5, a number with a fraction"),
     "one class": (GOOD.replace("data/", "oneclass/"), "classification needs two or more"),
     "no text": (GOOD.replace("data/", "notext/"), "row 0: column `text` holds None"),
     "no label": (GOOD.replace("data/", "missing_label/"), "row 4: label None is neither"),
-    "label outside": (f"{GOOD.replace('data/', 'outside/')} {VALIDATE}", "label 7 is outside the inventory 0..2"),
-    "label renamed": (f"{GOOD.replace('data/', 'renamed/')} {VALIDATE}", "is called 'other', but class 0"),
+    "label outside": (
+        f"{GOOD.replace('data/', 'outside/')} {VALIDATE}",
+        "label 7 is a bare number, and the classes have names",
+    ),
+    "label renamed": (f"{GOOD.replace('data/', 'renamed/')} {VALIDATE}", "label 'other' is not in the inventory"),
     "mixed label sets": (f"{GOOD.replace('data/', 'words/')} {VALIDATE}", "label 'great' is not in the inventory"),
     "pairs and singles": (f"{GOOD.replace('data/', 'pairs/')} {VALIDATE}", "single texts or all are pairs"),
-    "too few names": (f"{GOOD} --labels a,b", "label 0 is called 'bad', but class 0 of the inventory"),
+    "too few names": (f"{GOOD} --labels a,b", "label 'bad' is not in the inventory a, b"),
     "name twice": (f"{GOOD} --labels a,a,b", "names a class twice"),
     "one file for two roles": ("--model encoder --dataset single.jsonl", "single set, used as `train`"),
     "no language column": (

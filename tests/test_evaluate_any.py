@@ -152,7 +152,7 @@ def test_the_task_is_that_of_the_head(score, tmp_path):
 def test_models_without_a_single_class_are_refused(score, tmp_path):
     save_model(tmp_path / "many", CLASSES, problem_type="multi_label_classification")
     code, _, error = score(f"{tmp_path}/many {DATA}")
-    assert code == 2 and "row 0: column `label` holds 0; give a list of names" in error
+    assert code == 2 and "row 0: column `label` holds 'bad'; give a list of names" in error
     code, _, error = score(f"{tmp_path}/many {DATA} --task text-classification")
     assert code == 2 and "predicts no single class (multi label classification, 3 outputs)" in error
     save_model(tmp_path / "lm", cls=BertForMaskedLM)

@@ -257,7 +257,7 @@ BAD_PLANS = {
     "bad training value": ({"training": {"row_length": 2}}, "`row_length` is 2"),
     "phase key in training": ({"training": {"alpha": 0.3}}, "`alpha` is not taken here; it is set in each phase"),
     "rows too long": ({"training": {**TRAINING, "row_length": 64}}, "position table ends at 40"),
-    "compiled": ({"training": {"torch_compile": True}}, "`--torch-compile` is not supported"),
+    "compiled": ({"training": {"torch_compile": True}}, "`torch_compile` is not supported"),
 }
 
 

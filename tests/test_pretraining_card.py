@@ -21,7 +21,7 @@ from hf_xlt.hub import push
 from hf_xlt.model_cards.card import check, is_generated, render
 from hf_xlt.model_cards.checks import leaks
 from hf_xlt.model_cards.pretraining import is_pretraining, plan_yaml
-from hf_xlt.models import save_final
+from hf_xlt.modelling.saving import save_final
 from hf_xlt.pretrain import Pretraining, Request
 from hf_xlt.pretraining.plan_file import read_plan
 from hf_xlt.record import INTERRUPTED, RUNNING, RunRecord

@@ -18,7 +18,7 @@ from tiny import CLASSES, make_model, make_tokenizer
 
 from hf_xlt.hub import push
 from hf_xlt.model_cards.card import check
-from hf_xlt.models import save_final
+from hf_xlt.modelling.saving import save_final
 from hf_xlt.record import RunRecord
 from hf_xlt.registry import STRATEGIES
 

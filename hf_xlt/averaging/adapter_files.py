@@ -1,4 +1,4 @@
-"""Adapters of `peft` on disk: which kinds can be averaged, and what their names mean (spec 4.4)."""
+"""Adapters of `peft` on disk: which kinds can be averaged, and what their names mean."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`average_checkpoints`: from checkpoints on disk to an averaged model on disk (spec 4.1)."""
+"""`average_checkpoints`: from checkpoints on disk to an averaged model on disk."""
 
 from __future__ import annotations
 

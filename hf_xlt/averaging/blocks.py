@@ -1,4 +1,4 @@
-"""Averaging one block of numbers: what happens between reading N pieces and writing one (spec 3.1)."""
+"""Averaging one block of numbers: what happens between reading N pieces and writing one."""
 
 from __future__ import annotations
 

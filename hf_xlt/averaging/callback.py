@@ -234,7 +234,7 @@ class CheckpointAveragingCallback(TrainerCallback):
             torch.distributed.barrier()
 
     def _tell_of_early_snapshots(self, args: TrainingArguments, state: TrainerState) -> None:
-        """Say when the mean holds weights that were hardly trained (spec 2.3)."""
+        """Say when the mean holds weights that were hardly trained."""
         if len(self.steps) > 1 and self.schedule.mode in (UNIFORM, WEIGHTED):
             warms_up = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) != "constant"
             warmup = args.get_warmup_steps(state.max_steps) if warms_up else 0

@@ -1,4 +1,4 @@
-"""Whether inputs belong together: architecture, labels, tokenizer (spec 4.5); and the files copied beside weights."""
+"""Whether inputs belong together: architecture, labels, tokenizer; and the files copied beside weights."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from hf_xlt.averaging.dtypes import torch_name
 from hf_xlt.averaging.headers import DamagedFile
 from hf_xlt.errors import ConfigError
 from hf_xlt.files import TOKENIZER_FILES, write_json
+from hf_xlt.record import RECORD_NAME
+from hf_xlt.tasks import TASKS
 
 CONFIG_NAME = "config.json"
 # What makes a vocabulary; the other tokenizer files are settings.
@@ -108,7 +110,7 @@ def check_configs(folders: Sequence[Path], strict: bool, notes: list[str]) -> li
 def _compare(first: tuple[Path, dict], other: tuple[Path, dict], strict: bool, notes: list[str]) -> None:
     problems = []
     for key in (*_SHAPE_KEYS, *_TOKEN_KEYS):
-        expected, found = first[1].get(key), other[1].get(key)
+        expected, found = _setting(first[1], key), _setting(other[1], key)
         if expected != found:
             problems.append((key, expected, found, "Only checkpoints of one architecture can be averaged."))
     labels = [_labels(config) for config in (first[1], other[1])]
@@ -123,6 +125,12 @@ def _compare(first: tuple[Path, dict], other: tuple[Path, dict], strict: bool, n
     bases = [config.get("_name_or_path") for config in (first[1], other[1])]
     if all(bases) and bases[0] != bases[1]:
         notes.append(f"`{first[0].name}` and `{other[0].name}` name different base models in their configs.")
+
+
+def _setting(config: dict[str, Any], key: str) -> Any:
+    """Return a setting of a config, or of the text model's in it, where the sizes of models of several kinds lie."""
+    nested = config.get("text_config")
+    return config[key] if key in config or not isinstance(nested, dict) else nested.get(key)
 
 
 def _labels(config: dict[str, Any]) -> list[str] | None:
@@ -197,7 +205,7 @@ def copy_companions(source: Path, folder: Path, dtype: str | None) -> None:
         if dtype is not None:
             config.pop("torch_dtype", None)
             config["dtype"] = torch_name(dtype)
-        write_json(folder / CONFIG_NAME, without_paths(config))
+        write_json(folder / CONFIG_NAME, without_paths({**config, **_trained_for(source)}))
     code = sorted(path.name for path in source.glob("*.py")) if config and "auto_map" in config else []
     for name in ("generation_config.json", *TOKENIZER_FILES, *code):
         path = source / name
@@ -208,6 +216,16 @@ def copy_companions(source: Path, folder: Path, dtype: str | None) -> None:
             write_json(folder / name, without_paths(values))
         else:
             shutil.copyfile(path, folder / name)
+
+
+def _trained_for(folder: Path) -> dict[str, Any]:
+    """Return what the config of a model or a checkpoint is to say, by the record of its run; nothing without one."""
+    for place in (folder, folder.parent):
+        record = read_object(place / RECORD_NAME)
+        if record is not None:
+            task = TASKS.get((record.get("task") or {}).get("name"))
+            return {"problem_type": task.problem_type} if task else {}
+    return {}
 
 
 def without_paths(values: dict[str, Any]) -> dict[str, Any]:

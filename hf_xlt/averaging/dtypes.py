@@ -60,7 +60,7 @@ def numpy_type(dtype: str) -> type:
 
 
 def accumulation_type(dtypes: set[str], accumulate: str) -> type:
-    """Choose the precision that inputs are summed in (spec 3.1, rule 1).
+    """Choose the precision that inputs are summed in.
 
     Args:
         dtypes: floating formats of one tensor in the inputs.

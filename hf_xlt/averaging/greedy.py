@@ -1,4 +1,4 @@
-"""Greedy soup (spec 1.7; Wortsman et al. 2022): add a snapshot to the average if the score does not fall.
+"""Greedy soup (Wortsman et al. 2022): add a snapshot to the average if the score does not fall.
 
 The score is on source-language validation data. Target data are never read for it, so the transfer stays zero-shot.
 """
@@ -153,16 +153,18 @@ class SourceScorer:
         """
         from hf_xlt.data.labels import LabelInventory
         from hf_xlt.data.roles import VALIDATION
-        from hf_xlt.evaluation import encode, longest_input, score
+        from hf_xlt.evaluation import encode, score
+        from hf_xlt.modelling.tokens import fit_tokenizer
         from hf_xlt.models import ModelSource
         from hf_xlt.scoring import scoring_trainer
 
         source, plan = ModelSource.find(str(folder)), self._plan
         task = plan.task
-        model, tokenizer, inventory = source.load_trained(task), source.load_tokenizer(), None
+        fitted = fit_tokenizer(source, task, self._data.max_length, resize=None)
+        model, tokenizer, inventory = fitted.source.load_trained(task), fitted.tokenizer, None
         if task.find_labels is not None:
             inventory = LabelInventory(tuple(model.config.id2label[index] for index in sorted(model.config.id2label)))
-        max_length = longest_input(self._data.max_length or task.max_length, tokenizer, model.config)
+        max_length = fitted.max_length
         entries = plan.of_role(VALIDATION)
         features = {
             entry.language: encode(entry, entry.read(), plan, tokenizer, inventory, max_length) for entry in entries

@@ -1,4 +1,4 @@
-"""`GrowingAverage`: the mean of the snapshots so far, as tensors beside the model (spec 4.2)."""
+"""`GrowingAverage`: the mean of the snapshots so far, as tensors beside the model."""
 
 from __future__ import annotations
 

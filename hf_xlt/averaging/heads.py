@@ -1,8 +1,8 @@
-"""Sharing one head between runs, so that the runs can be averaged (spec 1.3, 4.6).
+"""Sharing one head between runs, so that the runs can be averaged.
 
 The head is trained once, by a donor run; every other run loads it and keeps it frozen. Which parameters are the head
-follows from the model's class: what does not belong to its `base_model_prefix` part. Names are not searched, so a
-module of the encoder that is named like a head is none.
+follows from the model's class: what does not belong to its body. Names are not searched, so a module of the encoder
+that is named like a head is none.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from hf_xlt.averaging.summary import averaged
 from hf_xlt.averaging.tensors import read_tensor
 from hf_xlt.errors import ConfigError
 from hf_xlt.files import sync_folder
+from hf_xlt.models import readable_errors
 from hf_xlt.record import RECORD_NAME, RunRecord
 
 if TYPE_CHECKING:
@@ -44,9 +45,28 @@ def head_names(folder: Path, names: Iterable[str]) -> list[str]:
     Raises:
         ConfigError: the class is not told, or not known.
     """
+    held = held_names(folder)
+    # A bare encoder has none of them.
+    return [name for name in names if name in held]
+
+
+def held_names(folder: Path) -> dict[str, str]:
+    """Return, by the names that files have for the weights of a checkpoint's head, those that the model has for them.
+
+    Both differ where transformers saves an architecture under other names than it holds in memory, and files of such
+    an encoder do not begin with the name that its class has for it.
+
+    Args:
+        folder: where its `config.json` lies, which names the class.
+
+    Raises:
+        ConfigError: the class is not told, or not known.
+    """
     config = read_config(folder)
     classes = (config or {}).get("architectures") or []
+    import torch
     import transformers
+    from transformers.core_model_loading import revert_weight_conversion
 
     model_class = getattr(transformers, classes[0], None) if classes else None
     if model_class is None:
@@ -54,16 +74,38 @@ def head_names(folder: Path, names: Iterable[str]) -> list[str]:
             f"`{folder}` does not say by a known class which weights are its head"
             f"{f' (`{classes[0]}`)' if classes else ''}. Give `--head average` if the heads are shared."
         )
-    names, body = list(names), f"{model_class.base_model_prefix}."
-    # A bare encoder has no such prefix, and no head.
-    return [name for name in names if not name.startswith(body)] if any(n.startswith(body) for n in names) else []
+    with readable_errors(str(folder)), torch.device("meta"):
+        model = model_class(transformers.AutoConfig.from_pretrained(folder))
+    head = head_parameters(model)
+    return {filed: name for name, value in head.items() for filed in revert_weight_conversion(model, {name: value})}
+
+
+def is_body(model: PreTrainedModel) -> bool:
+    """Say whether a model is the bare one of its family, without a head."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    bare = MODEL_MAPPING.get(type(model.config), ())
+    return type(model) in (bare if isinstance(bare, tuple) else (bare,))
+
+
+def body_modules(model: PreTrainedModel) -> set[str]:
+    """Return the names of the children of a task model that a bare model of the family consists of.
+
+    It is one child as a rule. T5's model for questions holds the parts of its body itself: embeddings and stacks.
+    """
+    children = dict(model.named_children())
+    if model.base_model_prefix in children:
+        return {model.base_model_prefix}
+    parts = {id(part) for part in (model.get_input_embeddings(), model.get_encoder(), model.get_decoder())}
+    return {name for name, child in children.items() if any(id(module) in parts for module in child.modules())}
 
 
 def head_parameters(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
     """Return a model's parameters outside its encoder, by name."""
-    body = {id(parameter) for parameter in model.base_model.parameters()}
-    if model.base_model is model:
+    if is_body(model):
         return {}
+    parts = [model.get_submodule(name) for name in body_modules(model)]
+    body = {id(parameter) for part in parts for parameter in part.parameters()}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in body}
 
 
@@ -138,7 +180,8 @@ def _head_of_folder(folder: Path) -> Head:
     if not names:
         raise ConfigError(f"`{folder}` holds a bare encoder without a head; give a fine-tuned model.")
     labels = (read_config(folder) or {}).get("id2label")
-    tensors = {plain_name(name): read_tensor(opened, name) for name in names}
+    held = {} if opened.is_adapter else held_names(folder)
+    tensors = {held.get(name, plain_name(name)): read_tensor(opened, name) for name in names}
     return Head(tensors, _plain_labels(labels) if labels else None, str(folder))
 
 

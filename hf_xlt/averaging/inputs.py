@@ -150,7 +150,7 @@ def in_order(snapshots: Sequence[Snapshot]) -> list[int]:
 def choose(
     snapshots: Sequence[Snapshot], last_k: int | None, window: tuple[Fraction, Fraction, bool] | None
 ) -> list[int]:
-    """Choose snapshots of each run: the last ones, or those between two points (spec 1.7).
+    """Choose snapshots of each run: the last ones, or those between two points.
 
     Args:
         snapshots: in order.

@@ -1,4 +1,4 @@
-"""Averaging LoRA adapters (spec 4.4): the mean of products is not the product of means.
+"""Averaging LoRA adapters: the mean of products is not the product of means.
 
 `merge` and `concat` give the exact mean of the changes Σ wᵢ sᵢ Bᵢ Aᵢ, as a model or as one adapter; `svd` cuts that
 down to the rank of the inputs; `factors` averages A and B apart, which only makes sense within one run.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hf_xlt.averaging.average import Settings
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-MERGE, CONCAT, FACTORS, SVD = "merge", "concat", "factors", "svd"
+MERGE, FACTORS, SVD = "merge", "factors", "svd"
 
 
 def average_adapters(

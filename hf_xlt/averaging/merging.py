@@ -13,7 +13,9 @@ from hf_xlt.averaging.compatibility import copy_companions, read_config, read_ob
 from hf_xlt.averaging.lora import labelled_config, mean_delta, mean_of_full
 from hf_xlt.errors import ConfigError
 from hf_xlt.files import TOKENIZER_FILES, write_json
-from hf_xlt.models import ModelSource, quiet, readable_errors
+from hf_xlt.modelling.reloading import forget_renaming
+from hf_xlt.modelling.settings import settle_outputs
+from hf_xlt.models import ModelSource, quiet, readable_errors, renaming_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -119,24 +121,34 @@ def _load(source: ModelSource, adapter: Adapter, full: dict[str, np.ndarray]) ->
     if model_class is None:
         raise ConfigError(f"`{source.path}` is of the unknown class `{name}`, so nothing can be merged into it.")
     labels = _labels(adapter, full)
-    place = labelled_config(adapter.checkpoint.snapshot.folder)
-    problem = ((read_config(place) if place else None) or {}).get("problem_type")
-    if problem:
-        config.problem_type = problem
+    _settle(config, adapter, len(labels))
     if labels:
         config.id2label = labels
         config.label2id = {label: index for index, label in labels.items()}
+    renaming = renaming_of(model_class, config)
     with readable_errors(source.path), quiet():
         model, report = model_class.from_pretrained(
             source.path,
             config=config,
+            **({"key_mapping": renaming} if renaming else {}),
             dtype=torch.float32,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             revision=source.revision,
         )
+    forget_renaming(model, renaming)
     mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
     return model, [*report["missing_keys"], *mismatched]
+
+
+def _settle(config: Any, adapter: Adapter, classes: int) -> None:
+    """Let the base model's config say what the adapters were trained for, and not what the base was."""
+    settle_outputs(config)
+    place = labelled_config(adapter.checkpoint.snapshot.folder)
+    if place is not None:
+        config.problem_type = read_config(place).get("problem_type")
+    elif classes != config.num_labels:
+        config.problem_type = None
 
 
 def _labels(adapter: Adapter, full: dict[str, np.ndarray]) -> dict[int, str]:

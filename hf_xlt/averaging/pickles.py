@@ -50,7 +50,7 @@ def open_pickle(path: Path) -> WeightFile:
         tensors[name] = _place(path, name, value, state[2])
         if tensors[name].size:
             shared.setdefault(tensors[name], []).append(name)
-    # Tied weights are names of one storage (spec 3.1, rule 6); that on the input's side stands for all.
+    # Tied weights are names of one storage; that on the input's side stands for all.
     aliases = {}
     for names in shared.values():
         kept = min(names, key=_name_rank)

@@ -1,4 +1,4 @@
-"""Matching the tensors of all inputs, and deciding what happens to each and where it goes (spec 3.1, 4.1)."""
+"""Matching the tensors of all inputs, and deciding what happens to each and where it goes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SAME = "same"
 LAST = "last"
 FIRST = "first"
 
-# Running statistics belong to one set of weights; of counters the newest is right (spec 3.1, rules 3 and 5).
+# Running statistics belong to one set of weights; of counters the newest is right.
 _STATISTICS = ("running_mean", "running_var")
 _COUNTERS = ("num_batches_tracked",)
 _QUANTISED = re.compile(r"(\.|_)(SCB|absmax|qweight|qzeros|weight_scale|weight_scale_inv|quant_state.*)$")

@@ -1,8 +1,7 @@
-"""The arithmetic of an average that grows while snapshots come in (spec 4.2), on tensors in place."""
+"""The arithmetic of an average that grows while snapshots come in, on tensors in place."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,15 +36,3 @@ def add_to_ema(mean: torch.Tensor, value: torch.Tensor, decay: float, first: boo
         mean.copy_(value)
     else:
         mean.lerp_(value.to(mean.dtype), 1.0 - decay)
-
-
-def add_all(
-    means: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor], weight: float, total: float
-) -> None:
-    """Take a snapshot of several tensors into their means; `add_to_mean` for each name in `means`.
-
-    Raises:
-        KeyError: `values` lacks a name.
-    """
-    for name, mean in means.items():
-        add_to_mean(mean, values[name].detach(), weight, total)

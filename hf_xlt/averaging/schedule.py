@@ -1,4 +1,4 @@
-"""Which updates of a training run are averaged, and how much each counts (spec 1.7, 4.2).
+"""Which updates of a training run are averaged, and how much each counts.
 
 All of it is settled before the first update, from their number: so the last k snapshots need no k copies of the model,
 and a resumed run can be held to what was planned.

@@ -1,4 +1,4 @@
-"""A run with the head of another one, frozen, so that both can be averaged (spec 1.3, 4.6)."""
+"""A run with the head of another one, frozen, so that both can be averaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading all inputs and writing the output in one pass, block by block (spec 3).
+"""Reading all inputs and writing the output in one pass, block by block.
 
 Positional reads into reused buffers: the memory does not grow with the number of inputs or their size, which mapped
 files would let it. Threads take blocks in turn, so that one reads while another computes.

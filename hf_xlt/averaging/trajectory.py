@@ -1,4 +1,4 @@
-"""Whether a run's early snapshots are fit to be averaged (spec 2.3)."""
+"""Whether a run's early snapshots are fit to be averaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much each snapshot counts: uniform, weighted, per run, exponential (spec 1.7).
+"""How much each snapshot counts: uniform, weighted, per run, exponential.
 
 Weights are exact fractions until the end, so that equal proportions give equal bits however they are written.
 """

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_xlt.data.joining import check_id_column, check_same_labels, counted, missing_from, rows_by_id
-from hf_xlt.data.labels import LABEL_TEXT_COLUMN, LabelInventory
+from hf_xlt.data.labels import LabelInventory
 from hf_xlt.data.roles import SOURCE_TEST, TARGET_TEST, DataPlan, DataSet
 from hf_xlt.errors import ConfigError, close_match
 from hf_xlt.languages import find_same
@@ -157,9 +157,7 @@ def _labels_by_id(
     entry: DataSet, table: Dataset, rows: Mapping[str, int], inventory: LabelInventory
 ) -> dict[str, int]:
     column = entry.columns[LABEL]
-    named = LABEL_TEXT_COLUMN in table.column_names and column != LABEL_TEXT_COLUMN
-    texts = list(table[LABEL_TEXT_COLUMN]) if named else None
-    indices = inventory.indices(list(table[column]), texts, entry.where)
+    indices = inventory.indices(list(table[column]), None, entry.where)
     return {identifier: indices[row] for identifier, row in rows.items()}
 
 

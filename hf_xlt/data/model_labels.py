@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_xlt.data.labels import LABEL_TEXT_COLUMN, LabelInventory
+from hf_xlt.data.labels import LABEL_TEXT_COLUMN, LabelInventory, declared_names, is_number, normal
 from hf_xlt.data.roles import DataPlan, DataSet
 from hf_xlt.errors import ConfigError
 
@@ -37,8 +37,8 @@ def match_labels(plan: DataPlan, classes: Sequence[str], given: Sequence[str] | 
     """
     entries = plan.of_role(*plan.sets)
     role = plan.task.label_role
-    declared = _declared_names(entries[0].read(), entries[0].columns[role])
-    names = tuple(given or classes)
+    declared = _declared_names(entries[0].read_as_written(), entries[0].columns[role])
+    names = tuple(map(normal, given or classes))
     if len(names) != len(classes):
         raise ConfigError(f"`--labels` names {len(names)} classes, and the model has {len(classes)}: {_few(classes)}.")
     if len(set(names)) != len(names):
@@ -53,7 +53,9 @@ def match_labels(plan: DataPlan, classes: Sequence[str], given: Sequence[str] | 
     plan.sets = {
         kind: [_Translated(**_values(entry), matching=matching) for entry in sets] for kind, sets in plan.sets.items()
     }
-    return LabelInventory(names)
+    # A bare number is an index where nobody has named the classes, or the user has; and to a model of which nothing
+    # else is known.
+    return LabelInventory(names, numbered=bool(given) or unnamed or foreign)
 
 
 def _values(entry: DataSet) -> dict[str, Any]:
@@ -78,10 +80,9 @@ def _unnamed(classes: Sequence[str], declared: Sequence[str], where: str) -> tup
 
 def _declared_names(table: Dataset, column: str) -> tuple[str, ...] | set[str] | None:
     """Return the names of a label column: in index order where the data say it, else a set; None for bare numbers."""
-    feature = table.features[column]
-    feature = getattr(feature, "feature", feature)
-    if getattr(feature, "names", None):
-        return tuple(feature.names)
+    names = declared_names(table, column)
+    if names:
+        return names
     values = table[column][:]
     flat = {value for row in values for value in (row if isinstance(row, (list, tuple)) else [row])}
     if any(isinstance(value, str) for value in flat):
@@ -109,31 +110,18 @@ class _Matching:
 
     def apply(self, table: Dataset, column: str, where: str) -> Dataset:
         """Return the table with labels as indices of the model's classes, where they are given by name."""
-        feature = table.features[column]
-        feature = getattr(feature, "feature", feature)
-        declared = getattr(feature, "names", None)
         values = table[column][:]
         if self.listed and any(row is not None and not isinstance(row, list) for row in values):
             # Left to the check that says where it stands.
             return table
-        if declared:
-            words = dict(enumerate(declared))
-            if list(declared) == list(self.names):
-                return table
-        elif not self.listed and LABEL_TEXT_COLUMN in table.column_names and column != LABEL_TEXT_COLUMN:
-            pairs = zip(table[LABEL_TEXT_COLUMN][:], values, strict=True)
-            values, words = [value if name is None else name for name, value in pairs], {}
-        else:
-            words = {}
         rows = values if self.listed else [[value] for value in values]
-        present = {words.get(value, value) for row in rows for value in row or ()}
-        if not any(isinstance(value, str) for value in present):
+        present = {value for row in rows for value in row or () if isinstance(value, str) and not is_number(value)}
+        if not present:
             return table
-        index = self._index({value for value in present if isinstance(value, str)}, where)
+        spelt = {name: self.names[number] for name, number in self._index(present, where).items()}
         # What is no name, such as a missing label, stays as it is for the check that says where it stands.
-        found = [[index.get(words.get(value, value), value) for value in row or ()] for row in rows]
-        table = table.remove_columns(sorted({column, LABEL_TEXT_COLUMN} & set(table.column_names)))
-        return table.add_column(column, found if self.listed else [row[0] for row in found])
+        found = [[spelt.get(value, value) for value in row or ()] for row in rows]
+        return table.remove_columns([column]).add_column(column, found if self.listed else [row[0] for row in found])
 
     def _index(self, present: set[str], where: str) -> Mapping[str, int]:
         exact = {name: number for number, name in enumerate(self.names)}

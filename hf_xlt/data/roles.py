@@ -7,14 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_xlt.data.division import Division, parse_division
-from hf_xlt.data.labels import LabelInventory
+from hf_xlt.data.labels import LabelInventory, alike, named
 from hf_xlt.data.overlap import Claims, Seen, Shared
+from hf_xlt.data.readings import columns_reading, settle_readings
 from hf_xlt.data.shots import shot_order
 from hf_xlt.data.sources import Source
-from hf_xlt.data.targets import ALL_LANGUAGES, Opener, Target, target_languages, target_sources, variants_with
+from hf_xlt.data.targets import (
+    ALL_LANGUAGES,
+    Opener,
+    Target,
+    all_with,
+    target_languages,
+    target_sources,
+    variants_with,
+)
 from hf_xlt.errors import ConfigError, close_match
 from hf_xlt.languages import find_same
 from hf_xlt.tasks import COLUMN_ROLES, Reading, Task
@@ -23,6 +32,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from hf_xlt.arguments import DataArguments
+    from hf_xlt.modelling.tokens import Fitted
 
 TRAINING = "source"
 VALIDATION = "validation"
@@ -33,10 +43,9 @@ TARGET_TEST = "target"
 AUXILIARY = "auxiliary"
 AUXILIARY_TEST = "auxiliary test"
 TEXT = "text"
+LABEL_ROLES = ("label", "tags")
 # Text without labels may be that of labelled rows, as long as these are not scored or selected on.
 _HARMLESS = frozenset(frozenset((TEXT, role)) for role in (TRAINING, SHOTS, AUXILIARY))
-# What labels in one column each are read into.
-_LABEL_LIST = "label columns"
 
 
 @dataclass(frozen=True)
@@ -85,9 +94,19 @@ class DataSet:
         return f"{self.source.name} ({self.language}, {self.split})"
 
     def read(self) -> Dataset:
-        """Read the rows, all of them."""
+        """Read the rows, all of them, with labels by name wherever the data have names."""
+        table, column = self.read_as_written(), self.label_column
+        return table if column is None else named(table, column)
+
+    def read_as_written(self) -> Dataset:
+        """Read the rows with labels as they stand, of which some kinds say the order of the classes."""
         table = self.source.read(self.language, self.split)
         return table if self.reading is None else self.reading(table)
+
+    @property
+    def label_column(self) -> str | None:
+        """The column of labels, whichever role the task gives it; None for data without."""
+        return next((self.columns[role] for role in LABEL_ROLES if role in self.columns), None)
 
 
 @dataclass
@@ -106,6 +125,7 @@ class DataPlan:
         division: how sets were divided into splits, or None.
         shared: rows that have two roles, by the user's leave.
         seen: test rows whose text was learned from; filled when tests are read.
+        fitted: the model and the tokenizer that the data are for, once both are known.
     """
 
     task: Task
@@ -119,6 +139,7 @@ class DataPlan:
     division: Division | None = None
     shared: list[Shared] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
+    fitted: Fitted | None = None
 
     @property
     def auxiliary_languages(self) -> tuple[str, ...]:
@@ -146,11 +167,13 @@ class DataPlan:
         Raises:
             ConfigError: the labels cannot be used.
         """
-        tables = {entry.language: entry.read() for entry in self.of_role(TRAINING)}
+        entries = self.of_role(TRAINING)
         if self.task.find_labels is None:
-            return tables, None
-        columns = self.of_role(TRAINING)[0].columns
-        return tables, self.task.find_labels(list(tables.values()), columns, self.given_labels)
+            return {entry.language: entry.read() for entry in entries}, None
+        written = [entry.read_as_written() for entry in entries]
+        inventory = self.task.find_labels(written, entries[0].columns, self.given_labels)
+        tables = zip(entries, written, strict=True)
+        return {entry.language: named(table, entry.label_column) for entry, table in tables}, inventory
 
     def take_shots(self, entry: DataSet, table: Dataset, inventory: LabelInventory | None) -> Dataset:
         """Choose a language's few-shot examples: stratified, nested over budgets."""
@@ -206,8 +229,6 @@ def resolve_data(
         sets[TEXT] = finder.find_beside(TEXT, arguments.text_dataset, arguments.text_languages)
     if needs_validation:
         sets[VALIDATION] = finder.find(VALIDATION, dict.fromkeys(languages, source), arguments.validation_split)
-    elif task.find_threshold:
-        sets[VALIDATION] = list(finder.find_if_there(VALIDATION, source, languages, arguments.validation_split))
     if arguments.select_on_target_validation or target_validation:
         sets[TARGET_VALIDATION] = finder.find(TARGET_VALIDATION, homes, arguments.validation_split)
     if arguments.shots:
@@ -221,6 +242,8 @@ def resolve_data(
         sets[SOURCE_TEST] = list(finder.find_source_test(source, languages, targets, notes))
         sets[TARGET_TEST] = finder.find(TARGET_TEST, homes, arguments.target_split)
         sets[AUXILIARY_TEST] = list(finder.find_auxiliary_test(sets.get(AUXILIARY, []), targets))
+    if task.find_threshold and not needs_validation:
+        sets[VALIDATION] = list(finder.find_if_there(VALIDATION, source, languages, arguments.validation_split))
     parts = [entry for role in sets for entry in sets[role] if entry.is_part]
     notes += finder.opener.describe_parts(parts)
     if strict:
@@ -231,47 +254,18 @@ def resolve_data(
     plan.division, plan.shared = division, finder.claims.shared
     plan.notes += [entry.describe() for entry in plan.shared]
     settle_readings(plan, labels)
-    return _with_known_labels(plan) if trains and task.with_labels else plan
-
-
-def settle_readings(plan: DataPlan, names: Sequence[str] | None) -> None:
-    """Let the task say how the rows of each data set are to be read, and add to the plan's notes what it says.
-
-    Every set is looked at, test sets too: what cannot be read is told before anything is trained.
-
-    Args:
-        plan: its sets are replaced by ones that know.
-        names: names of the labels where the data have numbers only, or None.
-
-    Raises:
-        ConfigError: a set cannot be read, or not for this task.
-    """
-    if plan.task.find_reading is None:
-        return
-    found: dict[tuple[int, str, str], Reading | None] = {}
-    noted: dict[str, Reading] = {}
-
-    def settled(entry: DataSet) -> DataSet:
-        key = (id(entry.source), entry.language, entry.split)
-        if entry.reading is None and key not in found:
-            found[key] = plan.task.find_reading(entry.read(), entry.columns, names)
-            if found[key] is not None:
-                noted[f"{entry.where}"] = found[key]
-        return entry if entry.reading is not None else replace(entry, reading=found[key])
-
-    plan.sets = {
-        role: entries if role == TEXT else [settled(entry) for entry in entries] for role, entries in plan.sets.items()
-    }
-    plan.notes += plan.task.describe_readings(noted) if plan.task.describe_readings else []
-    for entry in plan.of_role(TRAINING):
-        if entry.reading is not None and entry.reading.converts and plan.given_labels:
-            plan.given_labels = entry.reading.read_names(plan.given_labels)
+    return _with_known_labels(plan) if trains and task.find_labels else plan
 
 
 def _with_known_labels(plan: DataPlan) -> DataPlan:
     """Let the labels of the training data settle how the task is scored."""
     _, inventory = plan.read_training()
     plan.task = plan.task.given_labels(inventory)
+    plan.notes += [
+        f"`{one}` and `{other}` are two labels, which differ in case or blanks alone; make them one in the data if "
+        "they are meant to be."
+        for one, other in alike(inventory.names)
+    ]
     return plan
 
 
@@ -364,10 +358,11 @@ class _Finder:
                 )
 
     def find_if_there(self, role: str, source: Source, languages: Sequence[str], split: str) -> Iterator[DataSet]:
-        """Find the languages' sets of a split that a run can do without."""
+        """Find the languages' sets of a split that a run can do without; none of rows that have another role."""
         for language in languages:
-            if split in source.splits(language):
-                yield self._check(role, language, split, source, None)
+            for home in all_with(language, split, (source,)):
+                if not self.claims.holders(role, home.rows(language, split)):
+                    yield self._check(role, language, split, home, None)
 
     def find_auxiliary_test(self, auxiliary: Sequence[DataSet], targets: Sequence[Target]) -> Iterator[DataSet]:
         """Find the auxiliary languages' test sets, where there are any: they are scored apart from the targets."""
@@ -392,23 +387,9 @@ class _Finder:
         given = {role: getattr(self.arguments, f"{role}_column") for role in COLUMN_ROLES}
         present, reading = shape.columns, None
         if self.arguments.label_columns and role != TEXT:
-            reading = self._columns_reading(present, where)
+            reading = columns_reading(self.arguments, self.task, present, where)
             present, given["label"] = (*present, reading.column), reading.column
         columns = self.task.find_columns(present, given, where) if role != TEXT else {}
         entry = DataSet(role, language, split, source, columns, shape.rows, limit, reading)
         self.claims.take(entry, source.rows(language, split))
         return entry
-
-    def _columns_reading(self, present: Sequence[str], where: str) -> Any:
-        names = tuple(self.arguments.label_columns)
-        if self.task.read_columns is None:
-            raise ConfigError(f"task `{self.task.name}` has no `--label-columns`; it has one label per row.")
-        if self.arguments.label_column or len(set(names)) < max(len(names), 2):
-            raise ConfigError("`--label-columns` names two or more columns, each once, in place of `--label-column`.")
-        missing = [name for name in names if name not in present]
-        if missing:
-            raise ConfigError(
-                f"{where} has no column `{missing[0]}`, which `--label-columns` names; its columns are "
-                f"{', '.join(present)}.{close_match(missing[0], present)}"
-            )
-        return self.task.read_columns(names, _LABEL_LIST, where)

@@ -227,7 +227,7 @@ def read_manifest(path: str, tokenizer: Any) -> dict[str, Any]:
         ConfigError: it is missing, cannot be read, or was made with another tokenizer.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         entries, made_with = content["languages"], content["tokenizer"]["hash"]
         sizes = {entry["code"]: entry for entry in entries}
     except FileNotFoundError as error:

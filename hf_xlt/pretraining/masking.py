@@ -1,10 +1,10 @@
 """Choosing and replacing tokens for masked language modelling, as a pure function of keyed draws.
 
 Of the eligible tokens a share is chosen; of the chosen ones 80 % become the mask token, 10 % a random ordinary token
-and 10 % stay (specification 1.3). Rows are masked anew at every sight, because their draws are keyed by the row's
+and 10 % stay. Rows are masked anew at every sight, because their draws are keyed by the row's
 place in the stream.
 
-Whole-word mode is our own rule (specification 4.3): transformers finds words from gaps between character offsets,
+Whole-word mode is our own rule: transformers finds words from gaps between character offsets,
 which makes one word of a whole row of unspaced text, and of any text whose pieces carry their space. Here a word
 starts at a piece that begins a word, after a special token, and where spaced and unspaced script meet; a run of pieces
 in unspaced script is cut every `max_word_tokens`. A word of spaced script stays whole however long it is. A word is

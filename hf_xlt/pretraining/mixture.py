@@ -1,4 +1,4 @@
-"""Which language comes when: temperature sampling (Chi et al. 2021, section 1.3 of our specification) by counter.
+"""Which language comes when: temperature sampling (Chi et al. 2021) by counter.
 
 The language of row i is a pure function of (key, i), and so is the number of rows of each language before it. So a
 run can be resumed, or split over any number of processes and workers, with one integer of state.

@@ -1,6 +1,6 @@
 """Pre-training losses: masked language modelling on the masked positions alone, and a contrastive loss on pairs.
 
-Masked language modelling (specification 3). Stock models project every token onto the vocabulary, although about
+Masked language modelling: stock models project every token onto the vocabulary, although about
 15 % are predicted. Here the stock model runs as it is, so that DDP, autocast, PEFT and gradient checkpointing keep
 working, with two changes for one forward pass: the base model's output is cut down to the masked positions before the
 head sees it, and the output layer computes the loss in chunks of rows, with its gradients, so that never more than
@@ -65,7 +65,7 @@ def output_layer(bare: nn.Module) -> nn.Linear | None:
     # or a forward of its own (LoRA, quantisation, parametrisation) computes something else than weight and bias say.
     plain = (
         type(layer) is nn.Linear
-        and layer.out_features == model.config.vocab_size
+        and layer.out_features == model.config.get_text_config().vocab_size
         and "forward" not in vars(layer)
         and not (layer._forward_hooks or layer._forward_pre_hooks)
     )

@@ -275,7 +275,7 @@ def _fields(cls: type, value: Any, where: str) -> dict[str, Any]:
 
 
 def split_budget(phases: Sequence[Phase], total_steps: int, meta_fraction: float) -> list[Phase]:
-    """Divide a budget between two phases: T1 = f T and T2 = T - T1 (section 2.2 of our specification).
+    """Divide a budget between two phases: T1 = f T and T2 = T - T1.
 
     Args:
         phases: the monolingual phase and the multilingual one.

@@ -1,7 +1,7 @@
 """How much text each language has, in rows, bytes and tokens: the manifest `languages.json`.
 
 Rows and bytes are counted. Tokens are counted up to a number of documents; above it a sample is counted and
-multiplied by bytes, and the figure is marked as estimated (section 2.3 of our specification). Streams are not read.
+multiplied by bytes, and the figure is marked as estimated. Streams are not read.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A multilingual tokenizer trained on a temperature mixture of languages, with the layout of XLM-R's.
 
-The mixture is q_l = p_l^alpha / sum p^alpha over sizes in bytes (Chi et al. 2021, section 1.3 of our specification).
+The mixture is q_l = p_l^alpha / sum p^alpha over sizes in bytes (Chi et al. 2021).
 The ids are XLM-R's: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, `<mask>` last. Unlike XLM-R's, characters outside the
 vocabulary become their bytes, `<0x00>` ... `<0xFF>` (ids 4 to 259), so that no text is unknown.
 

@@ -1,4 +1,4 @@
-"""Embeddings of pieces that a phase's text does not hold (section 1.4, choice V1, of our specification).
+"""Embeddings of pieces that a phase's text does not hold.
 
 A multilingual vocabulary has many such rows while one language is read. They are no target and, but for the random
 tokens of the masking, no input; still weight decay shrinks them, and in an output layer, tied or not, the denominator

@@ -1,4 +1,4 @@
-"""Giving a masked language model another vocabulary (section 1.4, choice V2, of our specification).
+"""Giving a masked language model another vocabulary.
 
 `random` draws all embeddings anew; `overlap` copies those of pieces that both vocabularies have, whatever their ids
 and however they mark the start of a word: `Ġthe`, `▁the` and BERT's `the` are one piece, as are `the` and `##the`.

@@ -1,4 +1,4 @@
-"""Averaging runs one after another: the mean over the first 1, 2, ..., R runs, each scored (spec 1.6).
+"""Averaging runs one after another: the mean over the first 1, 2, ..., R runs, each scored.
 
 Source: Schmidt et al. (EMNLP Findings 2023), "One For All & All For One: Bypassing Hyperparameter Tuning with Model
 Averaging For Cross-Lingual Transfer". Runs count the same.

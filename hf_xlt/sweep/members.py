@@ -181,7 +181,7 @@ def _grid(arguments: Arguments) -> dict[str, list[str]]:
 
 
 def _draw(grid: dict[str, list[str]], count: int, seed: int) -> list[dict[str, str]]:
-    """Draw distinct combinations (spec 1.6).
+    """Draw distinct combinations.
 
     Raises:
         ConfigError: there are fewer than runs.

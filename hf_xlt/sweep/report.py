@@ -43,7 +43,14 @@ def finish_sweep(arguments: Arguments, members: Sequence[Member], folder: Path, 
     if arguments.sweep.share_head is not None:
         score = scorer(arguments.data, arguments.config.per_device_eval_batch_size)
         places = [folder / member.name for member in runs]
-        accumulated = accumulate(places, folder, arguments.average.average, shareable_command(argv), score, say)
+        accumulated = accumulate(
+            places,
+            folder,
+            arguments.average.average,
+            shareable_command(arguments.asked or argv, arguments.config.LOCAL_FILES),
+            score,
+            say,
+        )
     rows = table(members, {name: record.scores for name, record in records.items()})
     parts = [rows] + ([accumulated_table(accumulated)] if accumulated else [])
     metric = records[runs[0].name].task["metric"].replace("_", " ")

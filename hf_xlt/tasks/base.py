@@ -101,6 +101,8 @@ class Task:
         class_column: the column to stratify few shots by, or None.
         max_length: longest input in tokens where the user sets none.
         count_examples: number of examples that features stand for.
+        splits_rows: whether one row may become several features, so that these are counted only once encoded.
+        smooths_labels: whether its labels are classes, which `label_smoothing_factor` spreads.
         with_labels: the task once its labels are known; None where these do not decide how it is scored.
         find_reading: from rows, columns by role and the names given for labels, how the rows of a data set are to be
             read for this task, or None for as they are; it is called with each data set before anything is trained.
@@ -111,6 +113,7 @@ class Task:
         at_threshold: the task as it is scored with such a threshold.
         read_columns: how labels in one column each are read: from their names, the name of the column to be and what
             the data are; None where labels stand in one column.
+        needs_fast_tokenizer: whether it must know where in a text, or in which word, a token lies.
     """
 
     name: str
@@ -133,6 +136,9 @@ class Task:
     find_threshold: Callable[[Sequence[EvalPrediction]], float] | None = None
     at_threshold: Callable[[Task, float], Task] | None = None
     read_columns: Callable[[tuple[str, ...], str, str], Reading] | None = None
+    splits_rows: bool = False
+    smooths_labels: bool = True
+    needs_fast_tokenizer: bool = False
 
     @property
     def metric(self) -> str:
@@ -208,7 +214,7 @@ def encode_rows(
         [
             table._fingerprint,
             task,
-            hashlib.sha256(encoding.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+            _hash_of(encoding.tokenizer),
             sorted(encoding.columns.items()),
             encoding.inventory.names if encoding.inventory else None,
             [encoding.max_length, encoding.overlap, encoding.language],
@@ -238,6 +244,22 @@ def shortened(value: Any) -> str:
     """Return a value as a message shows it."""
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _hash_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a hash of all that a tokenizer's output depends on."""
+    if tokenizer.is_fast:
+        state = tokenizer.backend_tokenizer.to_str()
+    else:
+        # A slow one is its class, what it was made with, and the files it was made from.
+        state = repr(
+            (
+                type(tokenizer).__qualname__,
+                sorted(tokenizer.init_kwargs.items(), key=str),
+                sorted(tokenizer.get_vocab().items()),
+            )
+        )
+    return hashlib.sha256(state.encode()).hexdigest()
 
 
 def checked_texts(values: Sequence[Any], column: str, start: int, where: str) -> list[str]:

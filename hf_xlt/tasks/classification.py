@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_xlt.data.labels import LABEL_TEXT_COLUMN, LabelInventory, find_inventory
+from hf_xlt.data.labels import LABEL_TEXT_COLUMN, LabelInventory, find_inventory, named
 from hf_xlt.tasks.base import Column, Encoding, Task, checked_texts, encode_rows
 
 if TYPE_CHECKING:
@@ -28,14 +28,13 @@ def encode_texts(table: Dataset, encoding: Encoding) -> Dataset:
         ConfigError: a text is none, or a label is not in the inventory.
     """
     column = encoding.columns["label"]
-    has_names = LABEL_TEXT_COLUMN in table.column_names and column != LABEL_TEXT_COLUMN
+    table = named(table, column)
 
     def features(rows: dict[str, list], start: int) -> dict[str, list]:
         sides = [encoding.columns[role] for role in ("text", "text_pair") if role in encoding.columns]
         texts = [checked_texts(rows[side], side, start, encoding.where) for side in sides]
         made = dict(encoding.tokenizer(*texts, truncation=True, max_length=encoding.max_length))
-        names = rows[LABEL_TEXT_COLUMN] if has_names else None
-        made["labels"] = encoding.inventory.indices(rows[column], names, encoding.where, start)
+        made["labels"] = encoding.inventory.indices(rows[column], None, encoding.where, start)
         made["length"] = [len(ids) for ids in made["input_ids"]]
         return made
 
@@ -89,4 +88,5 @@ TEXT_CLASSIFICATION = Task(
     compute_metrics=_class_metrics,
     item_scores=_right_or_wrong,
     class_column="label",
+    problem_type="single_label_classification",
 )

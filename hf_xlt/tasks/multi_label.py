@@ -29,6 +29,7 @@ _FORMS = (
     "a list of names, a list of indices, or a 0 or 1 for each label; `--label-columns` reads one column per label, "
     "and `--task text-classification` one label per row"
 )
+_READ = "labels as booleans"
 _SAID = {"1": True, "true": True, "0": False, "false": False}
 
 
@@ -77,19 +78,61 @@ def _declared(table: Dataset, column: str) -> tuple[str, ...]:
     return tuple(getattr(getattr(feature, "feature", feature), "names", None) or ())
 
 
-def _is_multi_hot(rows: Sequence[Any], width: int | None) -> bool:
-    """Say whether lists hold a 0 or 1 for each label: all as long as there are labels, and of these values alone.
+@dataclasses.dataclass(frozen=True)
+class MultiHotReading:
+    """Reads lists with a 0 or 1 for each label as such, so that a few of them are no longer taken for indices.
 
-    With two labels lists that are all [0, 1] are taken for both indices.
+    Attributes:
+        column: the lists.
     """
-    lengths = {len(row) for row in rows}
-    length = lengths.pop() if len(lengths) == 1 else 0
-    if length < 2 or width not in (None, length):
-        return False
-    values = [value for row in rows for value in row]
-    if any(isinstance(value, (bool, float)) for value in values):
-        return True
-    return all(value in (0, 1) for value in values) and (length > 2 or any(list(row) != [0, 1] for row in rows))
+
+    column: str
+    scheme: str = "multi-hot"
+    converts: bool = False
+
+    def __call__(self, table: Dataset) -> Dataset:
+        """Return the rows with lists of booleans."""
+        from datasets import List, Value
+
+        rows = [[bool(value) for value in row] for row in table[self.column]]
+        added = table.add_column(_READ, rows, feature=List(Value("bool")))
+        return added.remove_columns([self.column]).rename_column(_READ, self.column)
+
+    def read_names(self, names: Sequence[str]) -> Sequence[str]:
+        """Return names as they are."""
+        return names
+
+
+def find_reading(
+    table: Dataset, columns: Mapping[str, str], given: Sequence[str] | None = None
+) -> MultiHotReading | None:
+    """Find out whether lists of integers hold a 0 or 1 for each label.
+
+    They do where all are of one length and of these values, and one of them holds a value twice, which a list of
+    indices does not: with three labels or more each list does.
+    """
+    column = columns["label"]
+    rows = table[column][:]
+    if _declared(table, column) or not rows or any(not isinstance(row, list) for row in rows):
+        return None
+    values = {value for row in rows for value in row}
+    fits = len({len(row) for row in rows}) == 1 and values <= {0, 1} and all(type(value) is int for value in values)
+    return MultiHotReading(column) if fits and any(len(set(row)) < len(row) for row in rows) else None
+
+
+def _as_read(table: Dataset, columns: Mapping[str, str], where: str) -> Dataset:
+    """Return a table whose label column holds lists, and those of 0 and 1 as booleans."""
+    column = columns["label"]
+    for number, row in enumerate(table[column]):
+        if not isinstance(row, list):
+            raise ConfigError(f"{where}, row {number}: column `{column}` holds {shortened(row)}; give {_FORMS}.")
+    reading = find_reading(table, columns)
+    return table if reading is None else reading(table)
+
+
+def _is_said(row: Sequence[Any]) -> bool:
+    """Say whether a list has a yes or no for each label."""
+    return bool(row) and all(isinstance(value, (bool, float)) for value in row)
 
 
 def _find_labels(tables: Sequence[Dataset], columns: Mapping[str, str], given: Sequence[str] | None) -> LabelInventory:
@@ -101,25 +144,21 @@ def _find_labels(tables: Sequence[Dataset], columns: Mapping[str, str], given: S
     from datasets import ClassLabel, Dataset, Features
 
     column = columns["label"]
-    for table in tables:
-        _check_lists(table[column], column, "the source training data", 0)
+    tables = [_as_read(table, columns, "the source training data") for table in tables]
     declared = [_declared(table, column) for table in tables]
     if not given and declared[0]:
         names = list(dict.fromkeys(name for names in declared for name in names))
         flat = Dataset.from_dict({column: []}, Features({column: ClassLabel(names=names)}))
         return find_inventory([flat], column, None)
     rows = [row for table in tables for row in table[column]]
-    if _is_multi_hot(rows, len(given) if given else None):
-        values: list[Any] = list(range(len(rows[0])))
-    else:
-        values = [value for row in rows for value in row]
+    if not given and {tuple(row) for row in rows} in ({(0, 1)}, {(1, 0)}, {(0, 1), (1, 0)}) and not _is_said(rows[0]):
+        raise ConfigError(
+            f"column `{column}` of the source training data holds nothing but 0 and 1, one of each per row, which may "
+            "be two indices or a no and a yes. Give names, or one label per row with `--task text-classification`."
+        )
+    widths = {len(row) for row in rows if _is_said(row)}
+    values: list[Any] = list(range(max(widths))) if widths else [value for row in rows for value in row]
     return find_inventory([Dataset.from_dict({column: values})], column, given)
-
-
-def _check_lists(rows: Sequence[Any], column: str, where: str, start: int) -> None:
-    for number, row in enumerate(rows, start):
-        if not isinstance(row, (list, tuple)):
-            raise ConfigError(f"{where}, row {number}: column `{column}` holds {shortened(row)}; give {_FORMS}.")
 
 
 def encode_labelled_texts(table: Dataset, encoding: Encoding) -> Dataset:
@@ -129,32 +168,29 @@ def encode_labelled_texts(table: Dataset, encoding: Encoding) -> Dataset:
         ConfigError: a text is none, or labels are no list or not in the inventory.
     """
     column, inventory = encoding.columns["label"], encoding.inventory
+    table = _as_read(table, encoding.columns, encoding.where)
     declared = _declared(table, column)
     # The data's own names say what their numbers mean, in whatever order.
     names = dict(enumerate(declared)) if declared != inventory.names else {}
-    _check_lists(table[column], column, encoding.where, 0)
-    multi_hot = not declared and _is_multi_hot(table[column], len(inventory))
 
     def features(rows: dict[str, list], start: int) -> dict[str, list]:
         sides = [encoding.columns[role] for role in ("text", "text_pair") if role in encoding.columns]
         texts = [checked_texts(rows[side], side, start, encoding.where) for side in sides]
         made = dict(encoding.tokenizer(*texts, truncation=True, max_length=encoding.max_length))
         made["labels"] = [
-            _vector(row, names, multi_hot, inventory, f"{encoding.where}, row {number}")
+            _vector(row, names, inventory, f"{encoding.where}, row {number}")
             for number, row in enumerate(rows[column], start)
         ]
         made["length"] = [len(ids) for ids in made["input_ids"]]
         return made
 
-    return encode_rows(table, encoding, f"{MULTI_LABEL_CLASSIFICATION.name} {multi_hot} {declared}", features)
+    return encode_rows(table, encoding, f"{MULTI_LABEL_CLASSIFICATION.name} {declared}", features)
 
 
-def _vector(
-    row: Sequence[Any], names: Mapping[int, str], multi_hot: bool, inventory: LabelInventory, place: str
-) -> list[float]:
-    if multi_hot:
-        if any(value not in (0, 1) for value in row):
-            raise ConfigError(f"{place}: {shortened(row)} is no list of 0 and 1.")
+def _vector(row: Sequence[Any], names: Mapping[int, str], inventory: LabelInventory, place: str) -> list[float]:
+    if _is_said(row):
+        if any(value not in (0, 1) for value in row) or len(row) != len(inventory):
+            raise ConfigError(f"{place}: {shortened(row)} is no list of 0 and 1 for {len(inventory)} labels.")
         return [float(value) for value in row]
     if any(isinstance(value, int) and not names and row.count(value) > 1 for value in row):
         raise ConfigError(
@@ -250,6 +286,7 @@ MULTI_LABEL_CLASSIFICATION = dataclasses.replace(
     columns={**TEXT_CLASSIFICATION.columns, "label": Column(("labels", "label", LABEL_TEXT_COLUMN), required=True)},
     metrics=("micro_f1", "macro_f1"),
     find_labels=_find_labels,
+    find_reading=find_reading,
     encode=encode_labelled_texts,
     compute_metrics=_label_metrics,
     item_scores=_item_scores,
@@ -258,4 +295,5 @@ MULTI_LABEL_CLASSIFICATION = dataclasses.replace(
     find_threshold=_threshold_of,
     at_threshold=_at_threshold,
     read_columns=ColumnsReading,
+    smooths_labels=False,
 )

@@ -263,4 +263,7 @@ QUESTION_ANSWERING = Task(
     item_scores=_item_scores,
     max_length=384,
     count_examples=lambda features: len(set(features[EXAMPLE][:])),
+    splits_rows=True,
+    smooths_labels=False,
+    needs_fast_tokenizer=True,
 )

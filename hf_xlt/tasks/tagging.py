@@ -225,4 +225,6 @@ TOKEN_CLASSIFICATION = Task(
     with_labels=_with_labels,
     find_reading=find_reading,
     describe_readings=describe_readings,
+    splits_rows=True,
+    needs_fast_tokenizer=True,
 )

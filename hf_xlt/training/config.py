@@ -46,7 +46,7 @@ class XLTConfig(TrainingArguments):
         if self.save_only_model:
             raise ConfigError(
                 "`save_only_model` is not supported: such checkpoints cannot be resumed. To save disk, keep one "
-                "checkpoint with `--save-total-limit 1`, or none with `--save-strategy no`."
+                "checkpoint with `save_total_limit` 1, or none with `save_strategy` no."
             )
         if self.batch_eval_metrics:
             raise ConfigError("`batch_eval_metrics` is not supported: languages are scored whole. Leave it off.")

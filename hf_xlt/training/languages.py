@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import ConcatDataset, Subset
 from transformers import EvalPrediction
 
-from hf_xlt.training.losses import count_units, loss_sum
+from hf_xlt.training.losses import LOGIT_NAMES, count_units, loss_sum
 
 # Question answering: two logits and two labels per example.
 _ENDS = ("start", "end")
@@ -58,7 +60,39 @@ class LanguageBatches:
 def _take(arrays: Any, rows: np.ndarray) -> Any:
     if arrays is None:
         return None
-    return tuple(array[rows] for array in arrays) if isinstance(arrays, tuple) else arrays[rows]
+    if isinstance(arrays, tuple | list):
+        return tuple(_take(array, rows) for array in arrays)
+    if isinstance(arrays, Mapping):
+        return {name: _take(array, rows) for name, array in arrays.items()}
+    return arrays[rows]
+
+
+@contextmanager
+def names_beside_logits(model: nn.Module, config: Any) -> Iterator[list[str]]:
+    """Collect the names of what a model gives beside its logits.
+
+    Kept, the hidden states of an encoder-decoder would be held in memory for all examples, and be taken for a
+    prediction.
+
+    Args:
+        model: it is called inside the block.
+        config: the model's; it may name outputs that are no predictions.
+
+    Yields:
+        A list that `Trainer.prediction_step` takes as `ignore_keys`: it is read after the model has run, which
+        completes it.
+    """
+    names = list(getattr(config, "keys_to_ignore_at_inference", ["past_key_values"]))
+
+    def note(module: nn.Module, args: tuple, output: Any) -> None:
+        if isinstance(output, Mapping) and not LOGIT_NAMES.isdisjoint(output):
+            names.extend(name for name in output if name not in LOGIT_NAMES)
+
+    handle = model.register_forward_hook(note)
+    try:
+        yield names
+    finally:
+        handle.remove()
 
 
 def join_languages(datasets: Mapping[str, Any]) -> LanguageBatches:
@@ -98,6 +132,14 @@ def _select(parts: list[Any], order: np.ndarray) -> Any:
     return Subset(ConcatDataset(parts), order.tolist())
 
 
+def _of_labels(predictions: Any, labels: Any) -> Any:
+    """Return the logits that labels are for: encoder-decoders give further arrays behind them."""
+    count = len(labels) if isinstance(labels, tuple) else 1
+    if not isinstance(predictions, tuple) or len(predictions) <= count - (count == 1):
+        return predictions
+    return predictions[0] if count == 1 else predictions[:count]
+
+
 def language_metrics(
     prediction: EvalPrediction, compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None, config: Any
 ) -> dict[str, float]:
@@ -112,7 +154,8 @@ def language_metrics(
         Metrics by name; `loss` is the exact mean over units, when the predictions are logits and labels are known.
     """
     metrics = dict(compute_metrics(prediction)) if compute_metrics is not None else {}
-    logits, labels = prediction.predictions, prediction.label_ids
+    labels = prediction.label_ids
+    logits = _of_labels(prediction.predictions, labels)
     if isinstance(logits, np.ndarray) and isinstance(labels, np.ndarray) and np.issubdtype(logits.dtype, np.floating):
         named, outputs = {"labels": torch.from_numpy(labels)}, {"logits": torch.from_numpy(logits).float()}
     elif isinstance(logits, tuple) and isinstance(labels, tuple) and len(logits) == len(labels) == len(_ENDS):

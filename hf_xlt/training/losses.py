@@ -15,6 +15,7 @@ from torch import Tensor
 
 IGNORED = -100
 LABEL_NAMES = ("labels", "start_positions", "end_positions")
+LOGIT_NAMES = frozenset({"logits", "start_logits", "end_logits"})
 
 
 def labels_of(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -116,16 +117,17 @@ def mean_loss(outputs: Any, labels: Mapping[str, Tensor], config: Any, units: Te
     return F.binary_cross_entropy_with_logits(logits, values) * (values.shape[0] / units)
 
 
-def per_example_losses(outputs: Any, labels: Mapping[str, Tensor], config: Any) -> Tensor:
+def per_example_losses(outputs: Any, labels: Mapping[str, Tensor], config: Any, smoothing: float = 0.0) -> Tensor:
     """Sum each example's losses over its own units.
 
     Args:
         outputs: as in `loss_sum`.
         labels: as in `count_units`.
         config: as in `loss_sum`.
+        smoothing: share of a label that is spread over all classes, as in the stock `LabelSmoother`; for classes only.
 
     Returns:
-        (B,) float32; its sum is `loss_sum` up to the order of summation.
+        (B,) float32; without smoothing its sum is `loss_sum` up to the order of summation.
     """
     if "start_positions" in labels:
         ends = (("start_logits", "start_positions"), ("end_logits", "end_positions"))
@@ -137,7 +139,11 @@ def per_example_losses(outputs: Any, labels: Mapping[str, Tensor], config: Any) 
     if values.is_floating_point():
         return F.binary_cross_entropy_with_logits(logits.float(), values.float(), reduction="none").mean(-1)
     losses = F.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]), values.reshape(-1), ignore_index=IGNORED, reduction="none"
+        logits.reshape(-1, logits.shape[-1]),
+        values.reshape(-1),
+        ignore_index=IGNORED,
+        reduction="none",
+        label_smoothing=smoothing,
     )
     return losses.reshape(values.shape[0], -1).sum(-1)
 

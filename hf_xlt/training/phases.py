@@ -22,7 +22,8 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hf_xlt.errors import ConfigError, Interrupted, RunError
 from hf_xlt.files import sync_file, sync_folder, write_json
-from hf_xlt.models import ModelError, is_adapted, readable_errors, save_final
+from hf_xlt.modelling.saving import save_final
+from hf_xlt.models import ModelError, is_adapted, readable_errors
 from hf_xlt.training.averaged import add_averaging, put_average
 from hf_xlt.training.checkpoints import newest_complete, remove_incomplete, step_of
 from hf_xlt.training.interruption import InterruptionCallback, InterruptionFlag
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 LEDGER_NAME = "phases.json"
 FINAL_NAME = "final"
 TRAIN = "train"
+TRAINING, SHOTS, OWN = "training", "shots", "own"
 
 
 @runtime_checkable
@@ -59,6 +61,7 @@ class RunPhase:
         fingerprint: hash of what defines the phase; a finished phase may not be defined otherwise on resuming. None
             where the run's arguments, which are compared as a whole, say it all.
         updates: how many updates it makes; None where that depends on the training data.
+        examples: what its loader counts: the run's `TRAINING`, its `SHOTS`, or `OWN`, which never runs out.
         cost: cost of one update in plain fine-tuning steps, from the number of auxiliary languages; None where the
             registry's `cost` of an update holds.
     """
@@ -68,6 +71,7 @@ class RunPhase:
     fingerprint: str | None = None
     updates: int | None = None
     cost: Callable[[int], float] | None = None
+    examples: str = TRAINING
 
 
 @dataclass
@@ -91,6 +95,7 @@ class RunContext:
         extra_callbacks: further callbacks, made anew for every phase.
         load_masked_lm: loads the run's encoder, or the model in a folder, with its masked-LM head.
         averaging: what the run averages; None leaves that to the strategy.
+        select_on_target_validation: whether target-language labels may select.
     """
 
     strategy: Strategy
@@ -109,6 +114,7 @@ class RunContext:
     extra_callbacks: Callable[[], list[TrainerCallback]] = list
     load_masked_lm: Callable[[Path | None], PreTrainedModel] | None = None
     averaging: AverageArguments | None = None
+    select_on_target_validation: bool = False
 
     def config_for(self, folder: Path, **changes: Any) -> Any:
         """Copy the run's config for one phase.
@@ -156,6 +162,8 @@ class RunContext:
             "source_languages": self.source_languages,
             "joint_datasets": self.joint,
             "role_datasets": self.roles,
+            "select_on_target_validation": self.select_on_target_validation,
+            "in_phases": True,
         }
         try:
             return trainer_cls(**{**arguments, **changes})
@@ -357,6 +365,7 @@ def _train(trainer: XLTTrainer, phase: RunPhase, folder: Path, resume: bool) -> 
     return {
         "name": phase.name,
         "updates": output.global_step,
+        **({"updates_asked": asked} if (asked := trainer.state.max_steps) > output.global_step else {}),
         "resumed_from": step_of(checkpoint) if checkpoint else None,
         "seconds": round(time.monotonic() - start, 2),
         "training_loss": output.training_loss,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from hf_xlt.errors import RunError
@@ -61,7 +62,8 @@ class ExtraState(TrainerCallback):
         callbacks = self.trainer.callback_handler.callbacks
         return {type(cb).__name__: cb for cb in callbacks if isinstance(cb, ExportableState)}
 
-    def _interrupted(self) -> bool:
+    def interrupted(self) -> bool:
+        """Say whether a signal stopped the training."""
         callbacks = self.trainer.callback_handler.callbacks
         return any(cb.stopped for cb in callbacks if isinstance(cb, InterruptionCallback))
 
@@ -75,7 +77,7 @@ class ExtraState(TrainerCallback):
             "global_step": self.trainer.state.global_step,
             "values": values,
             "callbacks": {name: cb.state()["attributes"] for name, cb in self._exportable().items()},
-            "training_is_over": self.trainer.control.should_training_stop and not self._interrupted(),
+            "training_is_over": self.trainer.control.should_training_stop and not self.interrupted(),
         }
         save_file(tensors, folder / TENSORS_NAME, metadata={"format": "pt"})
         write_json(folder / VALUES_NAME, state)
@@ -101,7 +103,8 @@ class ExtraState(TrainerCallback):
         for name, callback in self._exportable().items():
             for attribute, value in saved["callbacks"].get(name, {}).items():
                 setattr(callback, attribute, value)
-        self.training_was_over = saved["training_is_over"]
+        # A longer training than the one that was over goes on, as with the stock Trainer.
+        self.training_was_over = saved["training_is_over"] and state.max_steps <= _updates_asked(self.folder)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -110,3 +113,8 @@ class ExtraState(TrainerCallback):
         # Accelerate 1.15 tells the data set only where the sampler does not take the epoch.
         if hasattr(self.trainer.train_dataset, "set_epoch"):
             self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
+
+
+def _updates_asked(folder: Path) -> int:
+    """Return the number of updates of the training that a checkpoint is of."""
+    return json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["max_steps"]

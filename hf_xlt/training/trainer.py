@@ -13,17 +13,19 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import EvalPrediction, Trainer
+from transformers import EvalPrediction
 from transformers.trainer_utils import has_length
+from transformers.utils import logging
 
 from hf_xlt.errors import ConfigError, RunError
 from hf_xlt.languages import find_same
 from hf_xlt.training.checkpoints import newest_complete, rotate, seal, unseal
-from hf_xlt.training.languages import example_lengths, join_languages, language_metrics
+from hf_xlt.training.config import XLTConfig
+from hf_xlt.training.languages import example_lengths, join_languages, language_metrics, names_beside_logits
 from hf_xlt.training.loaders import EndlessLoader, concatenate_batches
 from hf_xlt.training.losses import (
     IGNORED,
@@ -34,14 +36,30 @@ from hf_xlt.training.losses import (
     mean_loss,
     per_example_losses,
 )
+from hf_xlt.training.refusals import (
+    EVAL,
+    check_arguments,
+    check_label_smoothing,
+    check_precision,
+    check_refusals,
+    check_selection,
+    check_settings_of_phases,
+    missing_metric,
+    source_languages_of,
+    with_selected,
+)
+from hf_xlt.training.reloading import ReloadingTrainer
 from hf_xlt.training.sampling import EpochLengthSampler
 from hf_xlt.training.state import ExtraState
+from hf_xlt.training.updates import check_data, check_loader, check_made
 from hf_xlt.training.window import UpdateWindow
 
 JOINT = "few-shot"
 
+logger = logging.get_logger(__name__)
 
-class XLTTrainer(Trainer):
+
+class XLTTrainer(ReloadingTrainer):
     """Base of every strategy's trainer.
 
     A subclass overrides the smallest hook: `compute_loss` when the loss changes, `training_step` when there are
@@ -51,6 +69,12 @@ class XLTTrainer(Trainer):
 
     # Read by the stock `training_step`: our losses are already normalised over the whole update.
     loss_is_scaled_for_ga = True
+    # Class of `args`; combinations that the strategy refuses; settings that only the phases of a run carry out, each
+    # with what to do in their place; whether `eval_dataset` holds labels by language, which may select.
+    config_cls: ClassVar[type] = XLTConfig
+    refusals: ClassVar[Sequence[Any]] = ()
+    settings_of_phases: ClassVar[Mapping[str, str]] = {}
+    evaluates_labels: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -58,22 +82,36 @@ class XLTTrainer(Trainer):
         source_languages: Sequence[str] = (),
         joint_datasets: Mapping[str, Any] | None = None,
         role_datasets: Mapping[str, Mapping[str, Any]] | None = None,
+        select_on_target_validation: bool = False,
+        in_phases: bool = False,
         **kwargs: Any,
     ) -> None:
         """Build a trainer; other arguments as for `transformers.Trainer`.
 
         Args:
             *args: as for `Trainer`.
-            source_languages: keys of `eval_dataset` that `eval_avg_*` averages over; empty means all of them.
+            source_languages: keys of `eval_dataset` that `eval_avg_*` averages over; the others are targets. May be
+                empty where `eval_dataset` is one data set, or holds one language, which then is the source.
             joint_datasets: few-shot data per target language; every update then takes a batch of each besides the
                 source batch, and the loss is the mean over languages (Schmidt et al. 2023, joint few-shot protocol).
             role_datasets: data sets by role and language that the strategy draws from beside the main loader
                 (`endless_loader`).
+            select_on_target_validation: let a metric of target languages select; the result is then an oracle's.
+            in_phases: the trainer is one phase of a run, whose other phases carry out the settings it does not.
             **kwargs: as for `Trainer`.
 
         Raises:
-            ConfigError: `nn.DataParallel` would be used, or a joint data set is empty.
+            ConfigError: `args` is of another class or has settings that would be ignored, `eval_dataset` holds
+                several languages and none is said to be a source, target labels would select, `nn.DataParallel` would
+                be used, or a joint data set is empty.
         """
+        config = kwargs.get("args", args[1] if len(args) > 1 else None)
+        check_arguments(type(self), config)
+        check_refusals(type(self), self._refused_by(config, kwargs))
+        check_precision(config)
+        self.in_phases = in_phases
+        if not in_phases:
+            self._check_alone(config, {**kwargs, "joint_datasets": joint_datasets})
         super().__init__(*args, **kwargs)
         if self.args.n_gpu > 1:
             raise ConfigError(
@@ -82,13 +120,27 @@ class XLTTrainer(Trainer):
             )
         # Counting units and scaling is done below; the model is never given `num_items_in_batch`.
         self.model_accepts_loss_kwargs = False
+        check_label_smoothing(self.args, getattr(self.model, "config", None), self.label_names)
+        self.select_on_target_validation = select_on_target_validation
         self.source_languages = tuple(source_languages)
+        if self.evaluates_labels:
+            self.source_languages = source_languages_of(self.eval_dataset, source_languages)
+            check_selection(self)
         self.joint_datasets = dict(joint_datasets or {})
         self.role_datasets = {role: dict(datasets) for role, datasets in (role_datasets or {}).items()}
         self._loaders: dict[tuple[str, str], EndlessLoader] = {}
         self.window: UpdateWindow | None = None
         self._extra_state = ExtraState(self)
+        self._ran_dry = False
         self.add_callback(self._extra_state)
+
+    def _check_alone(self, config: Any, arguments: Mapping[str, Any]) -> None:
+        """Refuse what only the phases of a run carry out; `arguments` are the trainer's own."""
+        check_settings_of_phases(type(self), config)
+
+    def _refused_by(self, config: Any, arguments: Mapping[str, Any]) -> Any:
+        """Return the config as the strategy's refusals are to see it; `arguments` are the trainer's own."""
+        return config
 
     # ---- Training
 
@@ -101,22 +153,41 @@ class XLTTrainer(Trainer):
             **kwargs: as `Trainer.train`.
 
         Raises:
-            RunError: the loss became non-finite, or there is no complete checkpoint to resume from.
+            ConfigError: there is no batch to train on, or target labels would select.
+            RunError: the loss became non-finite, there is no complete checkpoint to resume from, or fewer updates
+                were made than asked for.
         """
+        if self.evaluates_labels:
+            check_selection(self)
+        check_data(self.args, self.train_dataset)
         if resume_from_checkpoint is True:
             newest = newest_complete(Path(self.args.output_dir))
             if newest is None:
                 raise RunError(f"`{self.args.output_dir}` holds no complete checkpoint to resume from.")
             resume_from_checkpoint = str(newest)
         self._extra_state.resume_from(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        self._ran_dry = False
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        stopped = check_made(self.state, self.control, self._ran_dry)
+        if stopped and self.is_world_process_zero() and not self._extra_state.interrupted():
+            logger.warning(stopped)
+        return output
+
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple:
+        """Count updates as `Trainer` does, from a loader that has at least one batch."""
+        check_loader(args, dataloader, self.train_dataset)
+        return super().set_initial_training_values(args, dataloader)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Trainer 5.23 checks for the end only after an update, so a run resumed at its last update would do one more.
         if self._extra_state.training_was_over or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
+        before = self.state.global_step
         super()._run_epoch(*args, **kwargs)
+        if self.state.global_step == before:
+            # The next epoch would make none either; with data of unknown length there is no last one.
+            self._ran_dry = self.control.should_training_stop = True
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -242,7 +313,8 @@ class XLTTrainer(Trainer):
         if units.numel() > 1:
             group = self.window.group.to(units.device)
             weights = 1.0 / (units * units.numel())
-            return (per_example_losses(outputs, labels, config) * weights[group]).sum() * scale
+            smoothing = self.args.label_smoothing_factor
+            return (per_example_losses(outputs, labels, config, smoothing) * weights[group]).sum() * scale
         if self.label_smoother is not None and "labels" in labels:
             return self.label_smoother(outputs, labels["labels"], num_items_in_batch=units[0]) * scale
         return mean_loss(outputs, labels, config, units[0]) * scale
@@ -284,7 +356,7 @@ class XLTTrainer(Trainer):
             if name in logs and not math.isfinite(logs[name]):
                 raise RunError(
                     f"the training loss is {logs[name]} at update {self.state.global_step}. Lower the learning "
-                    "rate or the perturbation, check `--max_grad_norm`, or use bf16 in place of fp16."
+                    "rate or the perturbation, check `max_grad_norm`, or use bf16 in place of fp16."
                 )
 
     # ---- Evaluation
@@ -303,12 +375,17 @@ class XLTTrainer(Trainer):
             metric_key_prefix: prefix of every key.
 
         Returns:
-            `<prefix>_<language>_<metric>`, `<prefix>_avg_<metric>` over source languages, and
+            `<prefix>_<language>_<metric>`, `<prefix>_avg_<metric>` over source languages when there are any, and
             `<prefix>_target_avg_<metric>` over the others when there are any. `on_evaluate` is called once.
+
+        Raises:
+            ConfigError: there are several languages and none is said to be a source; or, in training, there is no
+                metric of the name to select by.
         """
         datasets = self.eval_dataset if eval_dataset is None else eval_dataset
         if not isinstance(datasets, dict):
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            return self._with_metric(super().evaluate(eval_dataset, ignore_keys, metric_key_prefix))
+        languages = source_languages_of(datasets, self.source_languages)
         start = time.time()
         predictions = self.predict_languages(datasets, ignore_keys)
         per_language = {
@@ -320,19 +397,44 @@ class XLTTrainer(Trainer):
             for language, values in per_language.items()
             for name, value in values.items()
         }
-        sources = [code for code in per_language if find_same(code, self.source_languages)] or list(per_language)
+        sources = [code for code in per_language if find_same(code, languages)]
         groups = {"avg": sources, "target_avg": [code for code in per_language if code not in sources]}
-        for group, languages in groups.items():
-            for name in per_language[languages[0]] if languages else ():
-                values = [per_language[language][name] for language in languages]
+        for group, members in groups.items():
+            for name in per_language[members[0]] if members else ():
+                values = [per_language[language][name] for language in members]
                 metrics[f"{metric_key_prefix}_{group}_{name}"] = sum(values) / len(values)
         seconds = time.time() - start
         count = sum(len(dataset) for dataset in datasets.values())
         metrics[f"{metric_key_prefix}_runtime"] = round(seconds, 4)
         metrics[f"{metric_key_prefix}_samples_per_second"] = round(count / max(seconds, 1e-9), 3)
+        metrics = self._with_metric(with_selected(metrics, self.args.metric_for_best_model, metric_key_prefix))
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _with_metric(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Return the metrics of an evaluation; in training they must hold the one to select by."""
+        asked = self.args.metric_for_best_model
+        if self.is_in_train and asked is not None and f"{EVAL}{asked.removeprefix(EVAL)}" not in metrics:
+            raise missing_metric(metrics, asked)
+        return metrics
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        """Evaluate a batch as `Trainer.prediction_step`; keep nothing but the logits unless `ignore_keys` is given.
+
+        Returns:
+            Loss, logits and labels.
+        """
+        if ignore_keys is not None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        with names_beside_logits(model, getattr(self.model, "config", None)) as ignored:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignored)
 
     def predict_languages(
         self, datasets: Mapping[str, Any], ignore_keys: list[str] | None = None

@@ -1,4 +1,4 @@
-"""Inputs that cannot be averaged: one clear error each, and nothing written (spec 4.5)."""
+"""Inputs that cannot be averaged: one clear error each, and nothing written."""
 
 import json
 import os

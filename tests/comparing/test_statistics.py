@@ -31,6 +31,23 @@ def test_sign_flips_are_those_of_scipy(values):
     assert sign_flip_test(values) == by_hand == pytest.approx(expected)
 
 
+def listed_flips(values):
+    """The share of all sign flips as far from 0 as the values, counted one by one in whole numbers."""
+    observed = abs(sum(values))
+    flips = itertools.product((-1, 1), repeat=len(values))
+    return sum(abs(np.dot(signs, values)) >= observed for signs in flips) / 2 ** len(values)
+
+
+def test_p_values_are_those_of_flips_counted_one_by_one():
+    generator = np.random.default_rng(7)
+    for _ in range(40):
+        whole = generator.integers(-6, 7, generator.integers(1, 10))
+        assert sign_flip_test((whole / 10).tolist()) == listed_flips(whole.tolist())
+    assert sign_flip_test([0.3]) == 1.0
+    # As found before the library did it.
+    assert sign_flip_test([0.45, 1.12, 0.63, -0.1, 1.21, 0.75, -0.24, 0.88, 0.66, 0.59, 0.33, 0.85]) == 0.00244140625
+
+
 def test_five_runs_cannot_reach_five_percent():
     assert sign_flip_test([1.0, 1.1, 0.9, 1.2, 1.3]) == 2 / 2**5
     assert sign_flip_test([1.0] * 6) == 2 / 2**6

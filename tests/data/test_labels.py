@@ -1,15 +1,19 @@
 """The label inventory and how labels map to it."""
 
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, List, Value
 
-from hf_xlt.data.labels import LabelInventory, find_inventory
+from hf_xlt.data.labels import LabelInventory, alike, find_inventory, named
 from hf_xlt.errors import ConfigError
 
 
 def table(labels, texts=None):
     columns = {"label": labels}
     return Dataset.from_dict(columns | ({"label_text": texts} if texts else {}))
+
+
+def classes(labels, *names):
+    return Dataset.from_dict({"label": labels}, Features({"label": ClassLabel(names=list(names))}))
 
 
 @pytest.mark.parametrize(
@@ -20,6 +24,13 @@ def table(labels, texts=None):
         ([table(["x", "b"]), table(["a", "x"])], None, ("a", "b", "x")),
         ([table([True, False])], None, ("False", "True")),
         ([table([1, 0])], ["no", "yes"], ("no", "yes")),
+        ([table(["1", "0", "0"])], None, ("LABEL_0", "LABEL_1")),
+        ([table(["5", "10", "1"])], None, ("1", "5", "10")),
+        ([table(["01", "02"])], None, ("01", "02")),
+        ([table(["cafe\u0301", "caf\u00e9", "x"])], None, ("caf\u00e9", "x")),
+        ([table([1, 0], ["b", "a"]), table([0, 1], ["b", "c"])], None, ("a", "b", "c")),
+        ([classes([0, 1], "bad", "good"), classes([0, 1], "good", "fair")], None, ("bad", "good", "fair")),
+        ([classes([0, 1], "bad", "good")], ["good", "bad"], ("good", "bad")),
     ],
 )
 def test_the_inventory_is_that_of_the_source_training_data_or_given(tables, given, names):
@@ -37,6 +48,9 @@ def test_names_and_indices_map_to_indices():
     assert inventory.indices([0, 1], None, "x") == inventory.indices(["no", "yes"], None, "x") == [0, 1]
     assert LabelInventory(("False", "True")).indices([True, False], None, "x") == [1, 0]
     assert inventory.indices([0, 1], ["no", None], "x") == [0, 1]
+    # Another file counts in another order: the names beside the numbers count.
+    assert inventory.indices([0, 1], ["yes", "no"], "x") == [1, 0]
+    assert inventory.indices(["0", "1"], None, "a text file") == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -47,9 +61,49 @@ def test_names_and_indices_map_to_indices():
         (["yess"], None, "label 'yess' is not in the inventory no, yes. Did you mean `yes`?"),
         ([None], None, "label None is neither"),
         ([0.0], None, "label 0.0 is neither"),
-        ([0], ["yes"], "label 0 is called 'yes', but class 0 of the inventory is called 'no'"),
+        ([[0]], None, "label \\[0\\] is no single label. `text-classification` takes one label per row"),
+        ([""], None, "label '' is neither"),
     ],
 )
 def test_a_label_outside_the_inventory_names_data_row_and_label(values, texts, message):
     with pytest.raises(ConfigError, match=message):
         LabelInventory(("no", "yes")).indices(values, texts, "set (sw)")
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ([table(["a", "b"]), table([0, 1])], r"mixes names \(a, b\) and bare numbers \(0, 1\)"),
+        ([table([1_000_000, 5])], "holds the label 1,000,000, and only 2 different ones: these look like ids"),
+        ([table([[1], [0]])], r"holds \[1\]. `text-classification` takes one label per row"),
+        ([table([{"a": 1}, {"a": 2}])], r"holds \{'a': 1\}"),
+        ([table([0.5, 1.0])], "holds 0.5, a number with a fraction"),
+        ([table(["0.5", "1.0"])], "holds 0.5, a number with a fraction"),
+        ([table(["a", "a"])], "have 1 class"),
+        ([table([-1, 1])], "the label -1; classes are 0, 1"),
+    ],
+)
+def test_labels_that_are_no_classes_are_one_line(tables, message):
+    with pytest.raises(ConfigError, match=message):
+        find_inventory(tables, "label", None)
+
+
+def test_bare_numbers_do_not_go_with_names_unless_the_user_names_them():
+    inventory = find_inventory([table(["bad", "good"])], "label", None)
+    with pytest.raises(ConfigError, match=r"label 1 is a bare number, and the classes have names: bad, good"):
+        inventory.indices([1], None, "x")
+    assert find_inventory([table(["bad", "good"])], "label", ["bad", "good"]).indices([1, "bad"], None, "x") == [1, 0]
+
+
+def test_rows_are_read_by_name_wherever_there_are_names():
+    turned = named(classes([0, 1, None], "good", "bad"), "label")
+    assert turned["label"][:] == ["good", "bad", None]
+    assert named(table([0, 1], ["good", None]), "label")["label"][:] == ["good", "1"]
+    assert named(table([0, 1]), "label")["label"][:] == [0, 1]
+    tags = Dataset.from_dict({"tags": [[0, 1], []]}, Features({"tags": List(ClassLabel(names=["O", "B-X"]))}))
+    assert named(tags, "tags")["tags"][:] == [["O", "B-X"], []]
+    assert named(table([[True, False]]), "label")["label"][:] == [[True, False]]
+
+
+def test_names_that_differ_in_case_or_blanks_are_told():
+    assert alike(["good", "Good", "bad", " bad", "x y", "XY"]) == [("good", "Good"), ("bad", " bad"), ("x y", "XY")]

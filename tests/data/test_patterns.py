@@ -160,7 +160,7 @@ def test_what_looks_like_a_file_is_not_sought_on_the_hub(tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("flag", ["--dataset", "--model"])
-@pytest.mark.parametrize("name", ["topic.txt", "here/missing", "notes"])
+@pytest.mark.parametrize("name", ["topic.xlsx", "here/missing", "notes"])
 def test_a_command_does_not_ask_the_hub_for_a_file(tmp_path, monkeypatch, capsys, flag, name):
     from hf_xlt.cli.main import main
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from tiny import make_rows, save_encoder, write_data, write_rows
+from tiny import CLASSES, make_rows, save_encoder, write_data, write_rows
 
 from hf_xlt.arguments import DataArguments
 from hf_xlt.cli.main import main
@@ -184,7 +184,7 @@ def test_a_set_is_divided_by_name_and_seed(world):
     again = resolve(True, **given)
     assert {row["id"] for row in again.of_role(TARGET_TEST)[0].read()} == ids[SOURCE_TEST]
     labels = [row["label"] for row in again.of_role(TARGET_TEST)[0].read()]
-    assert {labels.count(label) for label in range(3)} == {3}
+    assert {labels.count(label) for label in CLASSES} == {3}
     other = resolve(True, **given, divide_seed=1)
     assert {row["id"] for row in other.of_role(SOURCE_TEST)[0].read()} != ids[SOURCE_TEST]
 
@@ -434,8 +434,8 @@ def test_evaluate_scores_the_source_under_another_code_as_the_source(variants, c
     save_encoder(Path("encoder"))
     line = ("--dataset", "data/{split}.{lang}.jsonl", "--target-languages", "sw", "--max-steps", "1")
     assert call(capsys, *line, "--output-dir", "out")[0] == 0
-    line = ["evaluate", "out", "--dataset", "t/{lang}/{split}.jsonl", "--json"]
-    for more in ([], ["--languages", "eng_Latn,zho_Hans", "--overwrite"]):
+    line = ["evaluate", "out", "--dataset", "t/{lang}/{split}.jsonl", "--json", "--overwrite"]
+    for more in ([], ["--languages", "eng_Latn,zho_Hans"]):
         assert main([*line, *more]) == 0
         scores = json.loads(capsys.readouterr().out)["languages"]
         assert (scores["eng_Latn"]["role"], scores["zho_Hans"]["role"]) == ("source", "target")

@@ -66,10 +66,16 @@ def test_names_of_the_data_say_what_its_numbers_mean():
 
 
 def test_two_labels():
-    two = LabelInventory(("no", "yes"))
-    assert encode(table([[0, 1], [1, 1], [0, 0]]), two) == [[0, 1], [1, 1], [0, 0]]
+    two, columns = LabelInventory(("no", "yes")), COLUMNS
+    hot = table([[0, 1], [1, 1], [0, 1]])
+    assert encode(hot, two) == [[0, 1], [1, 1], [0, 1]]
     assert encode(table([[0, 1], [1], []]), two) == [[1, 1], [0, 1], [0, 0]]
-    assert encode(table([[0, 1], [0, 1]]), two) == [[1, 1], [1, 1]]
+    # What the whole data set tells holds for a few rows of it too, such as shots.
+    read = TASK.find_reading(hot, columns, None)(hot)
+    assert encode(read.select([0]), two) == [[0, 1]] and TASK.find_reading(read, columns, None) is None
+    assert TASK.find_labels([hot], columns, None).names == ("LABEL_0", "LABEL_1")
+    with pytest.raises(ConfigError, match="which may be two indices or a no and a yes"):
+        TASK.find_labels([table([[0, 1], [1, 0]])], columns, None)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +86,8 @@ def test_two_labels():
         ([["joy"], None], "row 1: column `labels` holds None; give a list of names"),
         ([["joy"], ["Freude"]], "row 1, label 0: label 'Freude' is not in the inventory"),
         ([[0, 3], [1]], "row 0, label 1: label 3 is outside the inventory 0..2"),
-        ([[0, 0, 1, 1]], "row 0: [0, 0, 1, 1] holds a label twice; a 0 or 1 for each label would be 3 values"),
+        ([[0, 0, 1, 1]], "row 0: [False, False, True, True] is no list of 0 and 1 for 3 labels"),
+        ([[0, 0, 1], [2]], "row 0: [0, 0, 1] holds a label twice; a 0 or 1 for each label would be 3 values"),
         ([[0.0, 0.7, 1.0]], "row 0: [0.0, 0.7, 1.0] is no list of 0 and 1"),
     ],
 )
@@ -277,10 +284,19 @@ def test_run_evaluate_and_card_agree(world, capsys):
     classify = pipeline("text-classification", model="out", top_k=None)
     found = classify(["w21 w22 w23 w41 w42"])[0]
     assert sorted(entry["label"] for entry in found if entry["score"] >= threshold) == ["fear", "joy"]
-    # A single-label task is no way to score it, nor the other way round.
+    # A single-label task is no way to score it.
     assert command(["evaluate", "out", "--dataset", pattern, "--task", "text-classification"]) == 2
+
+
+def test_runs_are_compared_and_averaged_greedily(world, capsys):
+    for seed in (1, 2):
+        assert run("finetune", f"--max-steps 30 --learning-rate 1e-2 --seed {seed}", f"runs/finetune-{seed}") == 0
+        assert run("robust", f"--max-steps 30 --learning-rate 1e-2 --seed {seed}", f"runs/robust-{seed}") == 0
     capsys.readouterr()
-    assert command(["compare", "out", "out"]) in (0, 2)
+    assert command(["compare", "runs", "--baseline", "finetune", "-o", "comparison"]) == 0
+    assert "Micro f1 on test data" in capsys.readouterr().out
+    greedy = ["average", "runs/finetune-1", "runs/finetune-2", "-o", "soup", "--greedy", "--head", "average"]
+    assert command([*greedy, "--task", TASK.name, "--dataset", "data/{split}.{lang}.jsonl"]) == 0
 
 
 def test_only_source_validation_chooses_the_threshold(world, capsys):

@@ -75,7 +75,7 @@ def test_a_run_learns_to_answer_and_evaluate_repeats_its_scores(go, tmp_path):
     assert scores["en"]["metrics"]["f1"] > 0.9 and scores["de"]["metrics"]["squad_exact_match"] > 0.9
     assert set(scores["zh"]["metrics"]) == {*TASK.metrics, "loss"}
     assert record.labels == [] and record.scores.metric == "f1" and record.selection["metric"] == "avg_f1"
-    assert record.data["source"]["examples"] == {"en": 96} and "max_length" not in record.arguments
+    assert record.data["source"]["examples"] == {"en": 96} and record.arguments["max_length"] == 32
     again = ["evaluate", str(out), "--dataset", "data/{split}.{lang}.jsonl", "--output-dir", str(tmp_path / "again")]
     # Other batches than in the run, so that others are padded.
     assert main([*again, "--batch-size", "3"]) == 0

@@ -5,7 +5,17 @@ word; there is no inner loop, the two phases follow one another. Everything beyo
 lengths, schedule, vocabulary) is our choice, and the contrastive objective is our addition.
 """
 
+from typing import TYPE_CHECKING
+
 from hf_xlt.strategies import on_first_use
+
+if TYPE_CHECKING:
+    from hf_xlt.pretraining.plan import Phase as Phase
+    from hf_xlt.pretraining.plan import Source as Source
+    from hf_xlt.strategies.meta_pretraining.config import MetaPretrainingConfig as MetaPretrainingConfig
+    from hf_xlt.strategies.meta_pretraining.entry import STRATEGY as STRATEGY
+    from hf_xlt.strategies.meta_pretraining.trainer import MetaPretrainingTrainer as MetaPretrainingTrainer
+
 
 _PUBLIC = {
     "STRATEGY": ".entry",
@@ -16,4 +26,5 @@ _PUBLIC = {
 }
 
 __all__ = list(_PUBLIC)
-__getattr__ = on_first_use(__name__, _PUBLIC)
+if not TYPE_CHECKING:
+    __getattr__ = on_first_use(__name__, _PUBLIC)

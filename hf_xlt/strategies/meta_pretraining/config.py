@@ -14,7 +14,7 @@ from hf_xlt.registry import Refusal
 from hf_xlt.training.config import XLTConfig
 
 META, CROSS = "meta", "cross"
-# Section 2.1 of our specification; `hf-xlt pretrain` starts from the same values.
+# `hf-xlt pretrain` starts from the same values.
 OPTIMIZER_SETTINGS: dict[str, Any] = {
     "adam_beta2": 0.98,
     "adam_epsilon": 1e-6,
@@ -22,6 +22,26 @@ OPTIMIZER_SETTINGS: dict[str, Any] = {
     "lr_scheduler_type": "linear",
     "warmup_steps": 0.06,
 }
+
+# Fields that say how a run is divided into phases, and what these predict.
+PHASE_FIELDS = (
+    "total_steps",
+    "meta_fraction",
+    "meta_language",
+    "objectives",
+    "tlm_weight",
+    "tlm_share",
+    "contrastive_weight",
+    "alpha",
+    "replay_floor",
+    "masked_share",
+    "whole_words",
+    "isolated",
+    "pretraining_batch_size",
+    "meta_learning_rate",
+    "cross_learning_rate",
+    "held_out_share",
+)
 
 
 @dataclass
@@ -169,7 +189,7 @@ def two_phases(config: MetaPretrainingConfig, languages: tuple[str, ...]) -> lis
     if config.meta_fraction > 0 and config.meta_language not in languages:
         raise ConfigError(
             f"there is no text in `{config.meta_language}` for the monolingual phase; the text has "
-            f"{', '.join(languages)}. Name one with `--meta-language`, or set `--meta-fraction 0`."
+            f"{', '.join(languages)}. Name one by `meta_language`, or set `meta_fraction` to 0."
         )
     weights = {TLM: config.tlm_weight, "contrastive": config.contrastive_weight}
     cross_rate = config.cross_learning_rate or config.meta_learning_rate / 2
@@ -201,11 +221,11 @@ def two_phases(config: MetaPretrainingConfig, languages: tuple[str, ...]) -> lis
 REFUSALS = (
     Refusal(
         lambda config: config.torch_compile,
-        "`--torch-compile` is not supported: the masked positions are picked out between encoder and head. Leave it "
+        "`torch_compile` is not supported: the masked positions are picked out between encoder and head. Leave it "
         "off.",
     ),
     Refusal(
         lambda config: config.use_liger_kernel,
-        "`--use-liger-kernel` is not supported: it replaces the output layer that computes the loss. Leave it off.",
+        "`use_liger_kernel` is not supported: it replaces the output layer that computes the loss. Leave it off.",
     ),
 )

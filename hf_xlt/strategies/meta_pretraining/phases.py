@@ -18,11 +18,10 @@ from hf_xlt.strategies.meta_pretraining.carry import CarriedMoments, last_checkp
 from hf_xlt.strategies.meta_pretraining.config import OPTIMIZER_SETTINGS, two_phases
 from hf_xlt.strategies.meta_pretraining.trainer import MetaPretrainingTrainer
 from hf_xlt.training.checkpoints import newest_complete
-from hf_xlt.training.phases import RunContext, RunPhase, single_phase
+from hf_xlt.training.phases import OWN, RunContext, RunPhase, single_phase
 from hf_xlt.training.trainer import XLTTrainer
 
 FINETUNE = "finetune"
-TextLoader = Callable[[Phase, Any], PhaseText]
 
 
 def pretraining_phases(
@@ -83,7 +82,7 @@ def _run_phase(
             role_datasets=None,
         )
 
-    return RunPhase(phase.name, build, phase.fingerprint(), phase.steps)
+    return RunPhase(phase.name, build, phase.fingerprint(), phase.steps, examples=OWN)
 
 
 def _moments(earlier: Sequence[Phase], phase: Phase, folder: Path, previous: Path | None) -> CarriedMoments:
@@ -153,6 +152,8 @@ def task_phases(config: Any) -> list[RunPhase]:
         "eval_strategy": IntervalStrategy.NO,
         "load_best_model_at_end": False,
         "label_smoothing_factor": 0.0,
+        # They are of the schedule that the fine-tuning follows.
+        "lr_scheduler_kwargs": None,
     }
     phases = two_phases(config, (config.meta_language, "all"))
     return [*pretraining_phases(phases, load_text, **settings), RunPhase(FINETUNE, single_phase(XLTTrainer))]

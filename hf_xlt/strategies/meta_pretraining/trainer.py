@@ -23,6 +23,7 @@ from hf_xlt.pretraining.objectives import IGNORED, contrastive_losses, masked_lm
 from hf_xlt.pretraining.plan import Phase
 from hf_xlt.pretraining.stream_states import StreamStates
 from hf_xlt.strategies.meta_pretraining.carry import CarriedMoments
+from hf_xlt.strategies.meta_pretraining.config import PHASE_FIELDS, REFUSALS, MetaPretrainingConfig
 from hf_xlt.strategies.meta_pretraining.embeddings_first import EmbeddingsFirst
 from hf_xlt.strategies.meta_pretraining.fit import check_model, check_whole, first_position, pooling_of
 from hf_xlt.strategies.meta_pretraining.unseen_rows import UnseenRows
@@ -39,6 +40,14 @@ class MetaPretrainingTrainer(XLTTrainer):
     the whole update, L_contrastive is the mean over its translation pairs. The negatives of a pair are those of its
     micro-batch on its device, so the contrastive loss depends on how an update is split; the other two do not.
     """
+
+    config_cls = MetaPretrainingConfig
+    refusals = REFUSALS
+    settings_of_phases = dict.fromkeys(
+        PHASE_FIELDS, "the trainer makes one phase, as its argument `phase` and the fields of `TrainingArguments` say."
+    )
+    # What is held out has no labels.
+    evaluates_labels = False
 
     def __init__(
         self,
@@ -241,7 +250,7 @@ class MetaPretrainingTrainer(XLTTrainer):
         if changed and not self.args.allow_phase_change:
             raise ConfigError(
                 f"phase `{self.phase.name}` was started with another definition (changed: {', '.join(changed)}). "
-                "Restore it, or resume with `--allow-phase-change`."
+                "Restore it, or resume with `allow_phase_change`."
             )
         self.streams.load(self._extra_state.folder, self.args.strict_resume)
 

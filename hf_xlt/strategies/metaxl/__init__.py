@@ -7,9 +7,18 @@ costs. Further ways to it (`hypergrad`), several source languages (`source_sampl
 baselines (`method`) are settings of the same strategy.
 """
 
+from typing import TYPE_CHECKING
+
 from hf_xlt.strategies import on_first_use
+
+if TYPE_CHECKING:
+    from hf_xlt.strategies.metaxl.config import MetaXLConfig as MetaXLConfig
+    from hf_xlt.strategies.metaxl.entry import STRATEGY as STRATEGY
+    from hf_xlt.strategies.metaxl.trainer import MetaXLTrainer as MetaXLTrainer
+
 
 _PUBLIC = {"STRATEGY": ".entry", "MetaXLConfig": ".config", "MetaXLTrainer": ".trainer"}
 
 __all__ = list(_PUBLIC)
-__getattr__ = on_first_use(__name__, _PUBLIC)
+if not TYPE_CHECKING:
+    __getattr__ = on_first_use(__name__, _PUBLIC)

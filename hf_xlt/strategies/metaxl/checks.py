@@ -119,7 +119,7 @@ REFUSALS = (
     ),
     Refusal(
         lambda config: config.bilevel and config.fp16,
-        "fp16 scales losses, and the meta gradient is a product of two gradients, which would overflow. Use `--bf16`.",
+        "fp16 scales losses, and the meta gradient is a product of two gradients, which would overflow. Use `bf16`.",
     ),
     Refusal(
         lambda config: config.label_smoothing_factor > 0,
@@ -134,7 +134,7 @@ REFUSALS = (
     Refusal(
         lambda config: config.optim in ("lomo", "adalomo"),
         "`lomo` and `adalomo` update weights within a backward pass, before the whole gradient is known. Choose "
-        "another `--optim`.",
+        "another `optim`.",
     ),
     Refusal(
         lambda config: config.n_gpu > 1,

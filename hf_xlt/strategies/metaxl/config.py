@@ -222,6 +222,11 @@ class MetaXLConfig(XLTConfig):
         return self.method == "metaxl" and self.hypergrad != "none"
 
     @property
+    def trains_on_target_alone(self) -> bool:
+        """Whether the main loader goes through the target examples, by which epochs are then counted."""
+        return self.method == "target_only" and self.baseline == "published"
+
+    @property
     def places(self) -> list[int | str]:
         """Where the RTN's slots are."""
         return list(self.rtn_modules or self.rtn_layers)

@@ -35,6 +35,7 @@ STRATEGY = Strategy(
     refusals=REFUSALS,
     cost=cost,
     peft=True,
+    trains_on=lambda config: "target" if config.trains_on_target_alone else "source",
     notes=(
         "The abstract and introduction of the paper were read; where they are silent the method follows the authors' "
         "published code: the model trains on the source batch and on a part of each target batch, the other part is "

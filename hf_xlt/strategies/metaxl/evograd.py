@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from hf_xlt.randomness import keyed_generator
-from hf_xlt.strategies.metaxl.generators import generators, read_generators
+from hf_xlt.randomness import keyed_generator, read_generators
+from hf_xlt.strategies.metaxl.generators import generators
 from hf_xlt.strategies.metaxl.hypergradient import candidate_weights
 from hf_xlt.strategies.metaxl.passes import Passes
 from hf_xlt.strategies.metaxl.placement import Trace, encoder_of

@@ -11,20 +11,8 @@ from contextlib import contextmanager
 
 import torch
 
-GeneratorState = tuple[torch.Tensor, torch.Tensor | None]
-
-
-def read_generators(device: torch.device) -> GeneratorState:
-    """Return the state of the CPU's generator, and of the device's where it is another."""
-    on_device = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
-    return torch.get_rng_state(), on_device
-
-
-def write_generators(state: GeneratorState, device: torch.device) -> None:
-    """Put both generators into a state that `read_generators` returned."""
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.get_device_module(device).set_rng_state(state[1], device)
+from hf_xlt import randomness
+from hf_xlt.randomness import GeneratorState
 
 
 @contextmanager
@@ -41,15 +29,5 @@ def generators(device: torch.device, start: int | GeneratorState | None) -> Iter
     if start is None:
         yield
         return
-    before = read_generators(device)
-    try:
-        if isinstance(start, int):
-            # Not `torch.manual_seed`, which would also reseed every other device of this process.
-            torch.default_generator.manual_seed(start)
-            if device.type != "cpu":
-                torch.get_device_module(device).manual_seed(start)
-        else:
-            write_generators(start, device)
+    with randomness.generators(device, start):
         yield
-    finally:
-        write_generators(before, device)

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_xlt.randomness import GeneratorState, read_generators
 from hf_xlt.strategies.metaxl import hypergradient as maths
 from hf_xlt.strategies.metaxl.evograd import EvoGrad
-from hf_xlt.strategies.metaxl.generators import GeneratorState, generators, read_generators
+from hf_xlt.strategies.metaxl.generators import generators
 from hf_xlt.strategies.metaxl.passes import Passes, full_precision, second_order_attention
 from hf_xlt.strategies.metaxl.placement import Trace
 from hf_xlt.strategies.metaxl.weights import TrainableWeights, Weights

@@ -19,7 +19,6 @@ from hf_xlt.strategies.metaxl.rtn import RepresentationTransformation
 
 # After the last layer these encoders normalise once more; the head reads that module's output.
 _FINAL_NORMS = {"modernbert": "final_norm", "xlm-roberta-xl": "encoder.LayerNorm", "roberta-prelayernorm": "LayerNorm"}
-_GENERIC_FINAL_NORMS = ("final_norm", "final_layer_norm", "ln_f", "norm")
 
 
 def plain_model(model: nn.Module) -> nn.Module:
@@ -39,14 +38,21 @@ def layer_list(model: nn.Module) -> nn.ModuleList:
     Raises:
         ConfigError: there is none, or more than one.
     """
-    encoder, config = encoder_of(model), plain_model(model).config
+    encoder, config = encoder_of(model), plain_model(model).config.get_text_config()
     count = getattr(config, "num_hidden_layers", None)
-    found = [module for module in encoder.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
+    # A list of lists (the blocks of Funnel) is never called.
+    found = [
+        module
+        for module in encoder.modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == count
+        and not any(isinstance(entry, nn.ModuleList) for entry in module)
+    ]
     if len(found) != 1:
         raise ConfigError(
             f"`{type(plain_model(model)).__name__}` has {len(found)} module lists of length {count} "
             "(`num_hidden_layers`), so its encoder layers cannot be told. Name the modules whose output is to be "
-            "transformed by their path with `--rtn-modules`."
+            "transformed by their path with `rtn_modules`."
         )
     return found[0]
 
@@ -57,10 +63,15 @@ def _final_module(model: nn.Module, layers: nn.ModuleList) -> nn.Module:
     if path is not None:
         return encoder.get_submodule(path)
     owner = next(module for module in encoder.modules() if any(child is layers for child in module.children()))
+    # The norm that DeBERTa keeps beside its layers is that of its relative positions.
+    if hasattr(owner, "rel_embeddings"):
+        return layers[-1]
     norms = [
-        getattr(owner, name) for name in _GENERIC_FINAL_NORMS if isinstance(getattr(owner, name, None), nn.Module)
+        module
+        for name, module in owner.named_children()
+        if "norm" in type(module).__name__.lower() and "embed" not in name
     ]
-    return norms[0] if norms else layers[-1]
+    return norms[-1] if norms else layers[-1]
 
 
 def find_module(model: nn.Module, place: int | str) -> nn.Module:
@@ -97,7 +108,7 @@ def find_module(model: nn.Module, place: int | str) -> nn.Module:
     if not isinstance(embeddings, nn.Module):
         raise ConfigError(
             f"`{type(encoder_of(model)).__name__}` has no module `embeddings` for placement 0. Name the module by its "
-            "path with `--rtn-modules`."
+            "path with `rtn_modules`."
         )
     return embeddings
 
@@ -162,7 +173,7 @@ class Injection:
             if calls > 1 or states.dim() != 3:
                 raise ConfigError(
                     f"`{type(module).__name__}` at placement {self.places[slot]} ran more than once in a forward "
-                    "pass, or gave no (batch, tokens, width) tensor. Choose another with `--rtn-modules`; encoders "
+                    "pass, or gave no (batch, tokens, width) tensor. Choose another with `rtn_modules`; encoders "
                     "that remove padding need `attn_implementation` `sdpa` or `eager`."
                 )
             changed = self._transform(states, slot, pinned, trace)

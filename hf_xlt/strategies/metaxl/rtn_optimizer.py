@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import get_linear_schedule_with_warmup
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -38,10 +39,10 @@ class RTNOptimizer:
 
     def rate_at(self, update: int, updates: int) -> float:
         """Return the rate of an update: linear from 0 over the warm-up, then linear to 0 (Trainer's `linear`)."""
-        warmup = math.ceil(updates * self.warmup_ratio)
-        if update < warmup:
-            return self.rate * update / max(1, warmup)
-        return self.rate * max(0.0, (updates - update) / max(1, updates - warmup))
+        # The schedule wants an optimizer to drive; ours takes its rate from the number of the update alone.
+        driven = torch.optim.SGD([torch.zeros(())], lr=self.rate)
+        schedule = get_linear_schedule_with_warmup(driven, math.ceil(updates * self.warmup_ratio), updates)
+        return self.rate * schedule.lr_lambdas[0](update)
 
     def step(self, gradients: Sequence[Tensor | None], update: int, updates: int) -> Tensor | None:
         """Do one step; a gradient that is not finite changes nothing and is counted.

@@ -16,7 +16,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from hf_xlt.errors import ConfigError
 
-POSITION, FIRST_HALF = "position", "first"
+FIRST_HALF = "first"
 POOL, TRAIN_POOL, META_POOL = "pool", "train", "meta"
 
 
@@ -71,13 +71,16 @@ def target_pools(datasets: Mapping[str, Any], portion: int | None) -> dict[str, 
     """
     parts = [dataset for dataset in datasets.values() if len(dataset)]
     if not parts:
-        raise ConfigError("this strategy needs labelled target-language examples: add `--shots 100`.")
+        raise ConfigError(
+            "this strategy needs labelled target-language examples: give them in `role_datasets['target']` "
+            "(`shots` of a run)."
+        )
     pool = parts[0] if len(parts) == 1 else ConcatDataset(parts)
     if portion is None:
         return {POOL: pool}
     if len(pool) < portion:
         raise ConfigError(
-            f"{len(pool)} target examples cannot be parted with `portion` {portion}. Raise `--shots`, or set "
+            f"{len(pool)} target examples cannot be parted with `portion` {portion}. Give more (`shots`), or set "
             "`target_resplit` to true."
         )
     ours = [index for index in range(len(pool)) if index % portion == 0]

@@ -61,15 +61,15 @@ class MetaXLTrainer(SourceAndTargetTrainer):
         attention = getattr(plain_model(bare).config, "_attn_implementation", None)
         if config.hypergrad == EXACT and attention not in _TWICE_DIFFERENTIABLE:
             raise ConfigError(
-                f"attention `{attention}` cannot be differentiated twice. Load the model with `--attn-implementation "
-                "sdpa` or eager, or choose `--hypergrad finite_difference`."
+                f"attention `{attention}` cannot be differentiated twice. Load the model with "
+                "`attn_implementation` sdpa or eager, or set `hypergrad` to finite_difference."
             )
         if config.hypergrad == EVOGRAD and not head_names(
             bare, [n for n, p in bare.named_parameters() if p.requires_grad]
         ):
             raise ConfigError("`hypergrad` evograd varies the head, and this model trains none. Choose exact.")
         rtn = RepresentationTransformation(
-            plain_model(bare).config.hidden_size,
+            plain_model(bare).config.get_text_config().hidden_size,
             len(config.places),
             bottleneck=config.rtn_bottleneck,
             gate=config.rtn_gate,

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from hf_xlt.errors import ConfigError
+from hf_xlt.strategies.metaxl.checks import REFUSALS
+from hf_xlt.strategies.metaxl.config import MetaXLConfig
 from hf_xlt.strategies.metaxl.passes import Passes
 from hf_xlt.strategies.metaxl.placement import plain_model
 from hf_xlt.strategies.metaxl.source_sampling import MIXED, SourceSampler
 from hf_xlt.strategies.metaxl.target_batches import TargetDraw, target_pools
 from hf_xlt.training.losses import count_group_units
+from hf_xlt.training.refusals import check_arguments
 from hf_xlt.training.trainer import XLTTrainer
 
 TARGET, SOURCE = "target", "source"
@@ -47,6 +50,9 @@ class SourceAndTargetTrainer(XLTTrainer):
         ConfigError: there are no target examples or too few, or no source data by language for `source_sampling`.
     """
 
+    config_cls = MetaXLConfig
+    refusals = REFUSALS
+
     def __init__(
         self,
         model: nn.Module,
@@ -66,9 +72,11 @@ class SourceAndTargetTrainer(XLTTrainer):
                 which `source_sampling` other than mixed draws from.
             **kwargs: as for `XLTTrainer`.
         """
+        check_arguments(type(self), args)
         roles = {role: dict(sets) for role, sets in (role_datasets or {}).items()}
+        self.target_sizes = {language: len(dataset) for language, dataset in roles.get(TARGET, {}).items()}
         pools = target_pools(roles.get(TARGET, {}), None if args.target_resplit else args.split_portion)
-        if args.method == "target_only" and args.baseline == "published":
+        if args.trains_on_target_alone:
             train_dataset = next(iter(pools.values())) if len(pools) == 1 else ConcatDataset(list(pools.values()))
         super().__init__(model, args, train_dataset=train_dataset, role_datasets=roles | {TARGET: pools}, **kwargs)
         self.passes = Passes(plain_or_bare(self), None, self.compute_loss_context_manager)
@@ -90,7 +98,8 @@ class SourceAndTargetTrainer(XLTTrainer):
         if len(sources) < 2:
             raise ConfigError(
                 f"`source_sampling` {config.source_sampling} draws among source languages, and there are "
-                f"{len(sources)} with data of their own. Name several with `--source-languages`, or leave it at mixed."
+                f"{len(sources)} with data of their own. Give several in `role_datasets['source']` "
+                "(`source_languages` of a run), or leave it at mixed."
             )
         return SourceSampler(
             {language: len(dataset) for language, dataset in sources.items()},
@@ -104,7 +113,7 @@ class SourceAndTargetTrainer(XLTTrainer):
     @property
     def sees_target(self) -> bool:
         """Whether an update draws a target batch; the published target-only baseline has it in the main loader."""
-        return not (self.args.method == "target_only" and self.args.baseline == "published")
+        return not self.args.trains_on_target_alone
 
     # ---- Batches
 
@@ -199,11 +208,16 @@ class SourceAndTargetTrainer(XLTTrainer):
             self.sampler.load(tensors, values)
 
     def phase_facts(self) -> dict[str, Any]:
-        """Return what the target examples were used for, and how often each source language was drawn."""
+        """Return the target examples by language, and how often each source language was drawn.
+
+        Where they are parted for good, also how many train the model and how many are the meta loss.
+        """
         facts: dict[str, Any] = {
             "method": self.args.method,
-            "target_examples": {name: len(pool) for name, pool in self.role_datasets[TARGET].items()},
+            "target_examples": dict(self.target_sizes),
         }
+        if len(self.role_datasets[TARGET]) > 1:
+            facts["target_parts"] = {name: len(pool) for name, pool in self.role_datasets[TARGET].items()}
         if self.sampler is not None:
             facts["updates_by_source"] = dict(self.sampler.updates)
         return {"metaxl": facts}

@@ -8,9 +8,18 @@ the machinery: FreeLB, and training on the divergence of predictions under noise
 scored by smoothed prediction (`smoothing`), whose votes certify a radius (`certificate`).
 """
 
+from typing import TYPE_CHECKING
+
 from hf_xlt.strategies import on_first_use
+
+if TYPE_CHECKING:
+    from hf_xlt.strategies.robust.config import RobustConfig as RobustConfig
+    from hf_xlt.strategies.robust.entry import STRATEGY as STRATEGY
+    from hf_xlt.strategies.robust.trainer import RobustTrainer as RobustTrainer
+
 
 _PUBLIC = {"STRATEGY": ".entry", "RobustConfig": ".config", "RobustTrainer": ".trainer"}
 
 __all__ = list(_PUBLIC)
-__getattr__ = on_first_use(__name__, _PUBLIC)
+if not TYPE_CHECKING:
+    __getattr__ = on_first_use(__name__, _PUBLIC)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from hf_xlt.data.augmentation import COPIES, EQUAL_UPDATES, OFFLINE, ONLINE, Augmentation, Augmenter
@@ -82,6 +82,9 @@ class AugmentationSettings:
     )
 
 
+AUGMENTATION_FIELDS = tuple(entry.name for entry in fields(AugmentationSettings))
+
+
 def augmentation_problems(config: AugmentationSettings) -> list[str]:
     """Say what is wrong with the settings, all at once."""
     problems = choice_problems(config, AugmentationSettings)
@@ -91,16 +94,16 @@ def augmentation_problems(config: AugmentationSettings) -> list[str]:
     if isinstance(rate, bool) or not (isinstance(rate, (int, float)) and math.isfinite(rate) and 0 < rate <= 1):
         problems.append(f"`character_rate` is {rate!r}; it must be above 0 and at most 1")
     if config.augmenter == "synonyms" and not config.neighbours:
-        problems.append("`augmenter` is synonyms without a table; name one with `--neighbours FILE.json`")
+        problems.append("`augmenter` is synonyms without a table; name one by `neighbours`")
     for name in ("neighbours", "neighbour_filter"):
         if getattr(config, name) and config.augmenter != "synonyms":
-            problems.append(f"`{name}` is given, but `augmenter` is {config.augmenter}; add `--augmenter synonyms`")
+            problems.append(f"`{name}` is given, but `augmenter` is {config.augmenter}; set `augmenter` to synonyms")
     if config.baseline != "off" and config.augmenter == "none":
-        problems.append("`baseline` is that of an augmentation; name it with `--augmenter`")
+        problems.append("`baseline` is that of an augmentation; name that by `augmenter`")
     elif config.baseline != "off" and config.augmentation == "online":
         problems.append(
             "`baseline` is for offline augmentation; online augmentation takes as many updates as plain training, so "
-            "its baseline is the same command without `--augmenter`"
+            "its baseline is the same run with `augmenter` none"
         )
     return problems
 

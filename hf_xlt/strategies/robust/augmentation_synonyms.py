@@ -108,7 +108,7 @@ def read_table(table: Mapping[str, list[str]] | str | Path) -> Mapping[str, list
     if isinstance(table, (str, Path)):
         name = f"neighbour table `{table}`"
         try:
-            table = json.loads(Path(table).read_text(encoding="utf-8"))
+            table = json.loads(Path(table).read_text(encoding="utf-8-sig"))
         except FileNotFoundError as error:
             raise ConfigError(
                 f"{name} is missing; `examples/wordnet_neighbours.py` makes one from WordNet."
@@ -151,7 +151,7 @@ def load_filter(spec: str) -> NeighbourFilter:
             raise ConfigError(f"neighbour filter `{spec}` is no function; it must map a neighbour to True or False.")
         return function
     try:
-        lines = Path(spec).read_text(encoding="utf-8").splitlines()
+        lines = Path(spec).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"neighbour filter `{spec}` is neither a readable list of words, one to a line, nor `package.module:name`."

@@ -9,7 +9,6 @@ words, and nothing of coordinates that are not perturbed.
 from __future__ import annotations
 
 import functools
-import math
 from typing import NamedTuple
 
 import torch
@@ -67,15 +66,9 @@ def probability_lower_bound(successes: int, trials: int, alpha: float) -> float:
         raise ValueError(f"{successes} of {trials} at alpha {alpha}: give 0 <= successes <= trials, 0 < alpha < 1.")
     if successes == 0:
         return 0.0
-    counts = torch.arange(successes, trials + 1, dtype=torch.float64)
-    whole = math.lgamma(trials + 1)
-    choose = whole - torch.lgamma(counts + 1) - torch.lgamma(trials - counts + 1)
-    low, high = 0.0, 1.0
-    # P(at least `successes`) grows with the probability; bisect until neighbouring floats.
-    while low < (middle := (low + high) / 2) < high:
-        terms = choose + counts * math.log(middle) + (trials - counts) * math.log1p(-middle)
-        low, high = (middle, high) if terms.logsumexp(dim=0).item() < math.log(alpha) else (low, middle)
-    return low
+    from scipy.stats import beta
+
+    return float(beta.ppf(alpha, successes, trials - successes + 1))
 
 
 def certify(counts: Tensor, sigma: float, alpha: float = 0.001, selection: Tensor | None = None) -> Certificate:

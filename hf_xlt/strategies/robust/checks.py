@@ -105,6 +105,6 @@ REFUSALS = (
     Refusal(
         _fuses_backward_and_update,
         "`lomo` and `adalomo` update weights within a backward pass, and these settings make several per update. "
-        "Choose another `--optim`.",
+        "Choose another `optim`.",
     ),
 )

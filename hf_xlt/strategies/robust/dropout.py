@@ -13,16 +13,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-
-def _restore(state: tuple[torch.Tensor, torch.Tensor | None], device: torch.device) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.get_device_module(device).set_rng_state(state[1])
-
-
-def _save(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
-    on_device = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
-    return torch.get_rng_state(), on_device
+from hf_xlt.randomness import read_generators, seed_generators, write_generators
 
 
 @contextmanager
@@ -40,21 +31,18 @@ def side_pass(
     Yields:
         Nothing.
     """
-    state = _save(device)
+    state = read_generators(device)
     woken = [module for module in model.modules() if module.training] if dropout == "eval" else []
     try:
         for module in woken:
             module.training = False
         if dropout == "train":
-            # Not `torch.manual_seed`, which would also reseed every other device of this process.
-            torch.default_generator.manual_seed(seed)
-            if device.type != "cpu":
-                torch.get_device_module(device).manual_seed(seed)
+            seed_generators(seed, device)
         yield
     finally:
         for module in woken:
             module.training = True
-        _restore(state, device)
+        write_generators(state, device)
 
 
 @contextmanager
@@ -68,12 +56,12 @@ def main_pass_first(device: torch.device) -> Iterator[Callable[[], None]]:
         To call after the main pass. When the block ends, the generators are where the main pass left them; when it
         raises, where they were before it.
     """
-    before = after = _save(device)
+    before = after = read_generators(device)
 
     def rewind() -> None:
         nonlocal after
-        after = _save(device)
-        _restore(before, device)
+        after = read_generators(device)
+        write_generators(before, device)
 
     try:
         yield rewind
@@ -81,4 +69,4 @@ def main_pass_first(device: torch.device) -> Iterator[Callable[[], None]]:
         after = before
         raise
     finally:
-        _restore(after, device)
+        write_generators(after, device)

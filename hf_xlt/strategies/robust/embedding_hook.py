@@ -6,7 +6,7 @@ classifiers look for the last token in them, and others refuse embeddings.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,21 +22,63 @@ REENTRANT = (
 
 
 def word_embedding(model: nn.Module) -> nn.Module:
-    """Return the module that looks up word embeddings.
+    """Return the module that looks up the word embeddings of the input; of two stacks, the encoder's.
+
+    T5, BART and their kin name a module that is never called: each stack looks up in one of its own, whose weight is
+    tied to it.
 
     Raises:
         ConfigError: the model does not name one.
     """
+    module = _named_embedding(_encoder(model)) or _named_embedding(model)
+    if module is None:
+        raise ConfigError(
+            f"`{type(model).__name__}.get_input_embeddings()` returns no embedding with a weight; embedding "
+            "perturbations need one. Implement it, or set `method` to none."
+        )
+    return module
+
+
+def _named_embedding(model: nn.Module | None) -> nn.Module | None:
     try:
         module = model.get_input_embeddings()
     except (AttributeError, NotImplementedError):
-        module = None
-    if getattr(module, "weight", None) is None:
-        raise ConfigError(
-            f"`{type(model).__name__}.get_input_embeddings()` returns no embedding with a weight; embedding "
-            "perturbations need one. Implement it, or use `--method none`."
-        )
-    return module
+        return None
+    return module if getattr(module, "weight", None) is not None else None
+
+
+def _encoder(model: nn.Module) -> nn.Module | None:
+    """Return the stack that reads the input; None where a model has no parts that could be told apart."""
+    try:
+        encoder = model.get_encoder()
+    except (AttributeError, NotImplementedError):
+        return None
+    return encoder if isinstance(encoder, nn.Module) and encoder is not model else None
+
+
+@contextmanager
+def _reading(model: nn.Module, module: nn.Module) -> Iterator[Callable[[], bool]]:
+    """Tell whether a look-up is the input's: a decoder may use the encoder's module for its own tokens."""
+    encoder = _encoder(model)
+    if encoder is None or not any(part is module for part in encoder.modules()):
+        yield lambda: True
+        return
+    depth = 0
+
+    def enter(*_: Any) -> None:
+        nonlocal depth
+        depth += 1
+
+    def leave(*_: Any) -> None:
+        nonlocal depth
+        depth -= 1
+
+    handles = (encoder.register_forward_pre_hook(enter), encoder.register_forward_hook(leave, always_call=True))
+    try:
+        yield lambda: depth > 0
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -61,31 +103,64 @@ def perturbed_embeddings(
         embeds = inputs["inputs_embeds"]
         yield {**inputs, "inputs_embeds": (embeds.detach() if detach else embeds) + perturbation.to(embeds.dtype)}
         return
-    calls = 0
+    calls, embedding = 0, word_embedding(model)
 
     def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
         nonlocal calls
+        looked_up = args[0] if args else None
+        if not reads_input() or _is_padding(looked_up, model):
+            return output
         calls += 1
         if calls > 1:
             raise ConfigError(
-                f"{type(model).__name__} looks up its word embeddings more than once in a forward pass (an encoder "
-                "and a decoder sharing them?); embedding perturbations support encoder-only models."
+                f"{type(model).__name__} looks up its word embeddings more than once in a forward pass; embedding "
+                "perturbations need a model that reads its input once. Use another `--model`, or `--method none`."
             )
-        if output.shape != perturbation.shape:
+        delta = _laid_out(perturbation, looked_up, inputs["input_ids"])
+        if output.shape != delta.shape:
             raise ConfigError(
                 f"the word embeddings of {type(model).__name__} have shape {tuple(output.shape)}, not "
                 f"{tuple(perturbation.shape)} (batch, tokens, width). If it removes padding before the lookup, load "
                 "it with `attn_implementation` `sdpa` or `eager`."
             )
-        return (output.detach() if detach else output) + perturbation.to(output.dtype)
+        return (output.detach() if detach else output) + delta.to(output.dtype)
 
-    handle = word_embedding(model).register_forward_hook(add)
-    try:
-        yield dict(inputs)
-    finally:
-        handle.remove()
+    with _reading(model, embedding) as reads_input:
+        handle = embedding.register_forward_hook(add)
+        try:
+            yield dict(inputs)
+        finally:
+            handle.remove()
     if calls == 0:
-        raise ConfigError(f"{type(model).__name__} did not look up its word embeddings; nothing was perturbed.")
+        raise ConfigError(
+            f"{type(model).__name__} did not look up its word embeddings in `{type(embedding).__name__}`; nothing was "
+            "perturbed. Use another `--model`, or `--method none`."
+        )
+
+
+def _is_padding(looked_up: Any, model: nn.Module) -> bool:
+    """Say whether ids are padding alone: LED looks up what it adds to fill its windows by itself."""
+    pad = getattr(getattr(model, "config", None), "pad_token_id", None)
+    return isinstance(looked_up, Tensor) and pad is not None and bool((looked_up == pad).all())
+
+
+def _laid_out(perturbation: Tensor, looked_up: Any, ids: Tensor) -> Tensor:
+    """Lay a perturbation (B, T, D) out as the ids that a module was called with.
+
+    Args:
+        perturbation: (B, T, D).
+        looked_up: what the module was called with. Where it is the batch's ids with more at their end (Longformer
+            fills its windows), zeros are added; where they are turned (T, B) (XLNet), it is turned.
+        ids: (B, T), those of the batch.
+    """
+    if not isinstance(looked_up, Tensor) or looked_up.dim() != 2 or torch.equal(looked_up, ids):
+        return perturbation
+    if torch.equal(looked_up, ids.T):
+        return perturbation.transpose(0, 1)
+    more = looked_up.shape[1] - ids.shape[1]
+    if more > 0 and torch.equal(looked_up[:, : ids.shape[1]], ids):
+        return torch.nn.functional.pad(perturbation, (0, 0, 0, more))
+    return perturbation
 
 
 def gradient_to(perturbation: Tensor, loss: Tensor, *, keep_graph: bool = False) -> Tensor:

@@ -1,6 +1,6 @@
 """The mathematics of embedding perturbations: norms, projection, ascent. Pure functions on tensors.
 
-Notation of the design document: `perturbation` (δ), `gradient` (g), `radius` (ε), `mask` (m). Shapes: B batch,
+Notation: `perturbation` (δ), `gradient` (g), `radius` (ε), `mask` (m). Shapes: B batch,
 T tokens (padded), D width of the word embedding's output. Perturbations and gradients are (B, T, D) in float32
 (float64 for a float64 model); masks are bool (B, T). A perturbation is exactly 0 wherever its mask is False.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Below this a norm counts as zero in a division; the design document's value.
+# Below this a norm counts as zero in a division.
 TINY = 1e-12
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hf_xlt.errors import ConfigError
 from hf_xlt.randomness import derive_seed
 from hf_xlt.strategies.robust import perturbation as maths
+from hf_xlt.strategies.robust.augmentation import AUGMENTATION_FIELDS
 from hf_xlt.strategies.robust.checks import REFUSALS, SHARDED
 from hf_xlt.strategies.robust.config import RobustConfig
 from hf_xlt.strategies.robust.dropout import side_pass
@@ -40,25 +41,28 @@ class PerturbingTrainer(XLTTrainer):
             no tokenizer tells which they are.
     """
 
+    config_cls = RobustConfig
+    refusals = REFUSALS
+    settings_of_phases = dict.fromkeys(
+        AUGMENTATION_FIELDS,
+        "text is augmented before it is encoded, which `hf-xlt run --strategy robust` does. Leave it at its default, "
+        "and give `train_dataset` augmented.",
+    )
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Build a trainer; arguments as for `XLTTrainer`."""
         super().__init__(*args, **kwargs)
-        if not isinstance(self.args, RobustConfig):
-            raise ConfigError(f"`args` is a {type(self.args).__name__}; `RobustTrainer` takes a `RobustConfig`.")
         self._reference_norm: float | None = None
         self._statistics = Statistics()
         self._special_ids: Tensor | None = None
         if not (self.args.perturbs or self.args.smoothing_radius > 0):
             return
-        for refusal in REFUSALS:
-            if refusal.applies(self.args):
-                raise ConfigError(refusal.reason)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ConfigError(SHARDED)
         word_embedding(self.model)
         if self.args.method == "freelb" and self.args.steps == 1 and self.args.init == "zero":
             warnings.warn(
-                "`freelb` with one step from a zero start is plain fine-tuning. Set `--steps 3`, or another `--init`.",
+                "`freelb` with one step from a zero start is plain fine-tuning. Set `steps` to 3, or another `init`.",
                 stacklevel=2,
             )
         if not self.args.perturb_special_tokens:
@@ -97,7 +101,7 @@ class PerturbingTrainer(XLTTrainer):
         if self.args.eps_mode == "absolute":
             return length
         if self._reference_norm is None:
-            self._reference_norm = mean_embedding_norm(word_embedding(self.bare_model()).weight, self.processing_class)
+            self._reference_norm = mean_embedding_norm(word_embedding(self.bare_model()), self.processing_class)
         return length * self._reference_norm
 
     def _ball(self) -> maths.Ball:

@@ -8,7 +8,7 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _PLACEHOLDER = re.compile(r"\[?<?unused_?\d+>?\]?", re.IGNORECASE)
 # Below this a shift per coordinate is largely lost when it is added to 16-bit embeddings of usual scale.
@@ -46,10 +46,25 @@ def text_rows(rows: int, tokenizer: Any) -> Tensor:
 
 
 @torch.no_grad()
-def mean_embedding_norm(weight: Tensor, tokenizer: Any) -> float:
-    """Return the mean L2 norm of the rows of an embedding matrix (V, D) that stand for text."""
-    norms = torch.linalg.vector_norm(weight, dim=-1, dtype=torch.promote_types(weight.dtype, torch.float32))
+def mean_embedding_norm(embedding: nn.Module, tokenizer: Any) -> float:
+    """Return the mean L2 norm of what an embedding module gives for the tokens that stand for text.
+
+    Modules that scale their rows (Gemma, BioGPT) give other vectors than their weight (V, D) holds.
+    """
+    weight = embedding.weight
+    rows = weight if type(embedding) is nn.Embedding else _outputs(embedding)
+    norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.promote_types(rows.dtype, torch.float32))
     return norms.cpu().double()[text_rows(weight.shape[0], tokenizer)].mean().item()
+
+
+def _outputs(embedding: nn.Module) -> Tensor:
+    """Return what an embedding module gives for each token (V, D); it may want a batch of sequences."""
+    training = embedding.training
+    embedding.eval()
+    try:
+        return embedding(torch.arange(len(embedding.weight), device=embedding.weight.device).unsqueeze(0))[0]
+    finally:
+        embedding.train(training)
 
 
 def warn_of_lost_shifts(weight: Tensor, radius: float, *, per_coordinate: bool) -> None:

@@ -5,7 +5,16 @@ read and no code was published, so the update rule (one gate per layer on the op
 and every default are a reconstruction.
 """
 
+from typing import TYPE_CHECKING
+
 from hf_xlt.strategies import on_first_use
+
+if TYPE_CHECKING:
+    from hf_xlt.strategies.soft_layers.config import SoftLayerSelectionConfig as SoftLayerSelectionConfig
+    from hf_xlt.strategies.soft_layers.entry import STRATEGY as STRATEGY
+    from hf_xlt.strategies.soft_layers.gates_file import GatesFile as GatesFile
+    from hf_xlt.strategies.soft_layers.trainer import SoftLayerSelectionTrainer as SoftLayerSelectionTrainer
+
 
 _PUBLIC = {
     "STRATEGY": ".entry",
@@ -15,4 +24,5 @@ _PUBLIC = {
 }
 
 __all__ = list(_PUBLIC)
-__getattr__ = on_first_use(__name__, _PUBLIC)
+if not TYPE_CHECKING:
+    __getattr__ = on_first_use(__name__, _PUBLIC)

@@ -47,7 +47,7 @@ def warn(result: dict[str, Any], inner_steps: int) -> bool:
     LOGGER.warning(
         "Audit after update %d: first-order gate gradients over %d steps have cosine %.2f with the exact ones and the "
         "same sign for %.0f %% of the gates (not: %s). Use fewer inner steps, a lower learning rate, or "
-        "`--meta-gradient exact`.",
+        "`meta_gradient` exact.",
         result["update"],
         inner_steps,
         result["cosine"],

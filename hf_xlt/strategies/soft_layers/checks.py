@@ -151,7 +151,7 @@ def _refused_optimizer(name: str, why: str) -> Refusal:
     return Refusal(
         lambda config: _optimizer_name(config) == name,
         f"optimizer `{name}` {why}. A gate multiplies the learning rate, which is wrong there. Choose another "
-        "`--optim`, such as adamw_torch.",
+        "`optim`, such as adamw_torch.",
     )
 
 
@@ -165,17 +165,17 @@ REFUSALS = (
     Refusal(
         lambda config: _goes_back(config) and _has_reentrant_checkpointing(config),
         "reentrant activation checkpointing has no second derivative, which exact gate gradients and the audit need. "
-        'Set `--activation-checkpointing-kwargs {"use_reentrant": false}`, or `--meta-gradient first_order '
-        "--audit-episodes 0`.",
+        'Set `activation_checkpointing_kwargs` to {"use_reentrant": false}, or `meta_gradient` to first_order and '
+        "`audit_episodes` to 0.",
     ),
     Refusal(
         lambda config: config.learns and config.torch_compile,
         "`torch_compile` is not supported while gates are learned: query passes run on the model as it is. Leave it "
-        "off, or fine-tune with gates that are known (`--gates`).",
+        "off, or fine-tune with gates that are known (`gates`).",
     ),
     Refusal(
         lambda config: config.learns and config.fp16,
-        "fp16 scales gradients, which gate gradients would have to undo. Use `--bf16`.",
+        "fp16 scales gradients, which gate gradients would have to undo. Use `bf16`.",
     ),
     Refusal(
         lambda config: config.learns and config.load_best_model_at_end and config.mode == "online",

@@ -72,7 +72,7 @@ class GatesFile:
         if path.is_dir():
             path = path / GATES_NAME
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(path.read_text(encoding="utf-8-sig"))
             found = cls(**values)
             found._check()
             return found
@@ -128,7 +128,7 @@ class GatesFile:
             raise ConfigError(
                 f"the gates are of the groups {', '.join(self.groups)}; this model has {', '.join(names)}. Use a "
                 "model of the same depth and family, or let constant or table gates be taken by relative depth with "
-                "`--interpolate-gates`."
+                "`interpolate_gates`."
             )
         own = sorted((layer_number(name), place) for place, name in enumerate(self.groups) if _is_layer(name))
         layers = [name for name in names if _is_layer(name)]

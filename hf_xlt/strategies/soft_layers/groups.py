@@ -23,7 +23,6 @@ SHARED = "encoder_shared"
 POOLER = "pooler"
 HEAD = "head"
 UNIFORM = "all"
-GRANULARITIES = ("layer", "sublayer", "tensor", "uniform")
 _DEPTHS = ("num_hidden_layers", "num_layers", "encoder_layers", "decoder_layers", "num_decoder_layers")
 _LAYER = re.compile(r"(?P<stack>.*?)layer_(?P<index>\d+)(?P<part>\..+)?")
 
@@ -123,7 +122,10 @@ def _without_adapters(model: nn.Module) -> tuple[nn.Module, str]:
 def _layers_of(base: nn.Module) -> dict[int, tuple[str, str]]:
     """Return, by the identity of each parameter in an encoder layer, its group and its name within the layer."""
     config = getattr(base, "config", None)
-    depths = {getattr(config, name, None) for name in _DEPTHS} - {None}
+    parts = [config]
+    if hasattr(config, "get_text_config"):
+        parts += [config.get_text_config(encoder=True), config.get_text_config(decoder=True)]
+    depths = {getattr(part, name, None) for part in parts for name in _DEPTHS} - {None}
     lists = [
         (name, module)
         for name, module in base.named_modules()

@@ -44,7 +44,7 @@ class Learning:
         if any(parameter.dtype not in (torch.float32, torch.float64) for parameter in self.parameters):
             raise ConfigError(
                 "gates cannot be learned on weights of less than 32 bits: an update is smaller than the distance "
-                "between two weights. Load the model in float32 and use `--bf16`."
+                "between two weights. Load the model in float32 and use `bf16`."
             )
         self.languages = tuple(trainer.role_datasets[AUXILIARY])
         self.source: ComputedGates = setup.source

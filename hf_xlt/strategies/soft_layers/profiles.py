@@ -14,7 +14,6 @@ from torch import Tensor
 
 from hf_xlt.strategies.soft_layers.groups import EMBEDDINGS, WORD_EMBEDDINGS, layer_number
 
-LEARNED = "learned"
 PROFILES = ("learned", "gradual_unfreezing", "layerwise_decay", "auto_rgn", "freeze_bottom")
 
 

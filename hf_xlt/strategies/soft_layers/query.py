@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hf_xlt.randomness import derive_seed, keyed_generator
-from hf_xlt.strategies.soft_layers.replay import generators_kept
+from hf_xlt.randomness import derive_seed, generators, keyed_generator
 from hf_xlt.training.losses import count_units, labels_of
 
 if TYPE_CHECKING:
@@ -70,8 +69,7 @@ def query_gradient(
     training = bare.training
     bare.train(dropout)
     try:
-        with generators_kept(args.device):
-            torch.manual_seed(derive_seed(args.seed, "query", number, args.process_index))
+        with generators(args.device, derive_seed(args.seed, "query", number, args.process_index)):
             for batch in batches:
                 with trainer.compute_loss_context_manager():
                     loss = trainer.compute_loss(bare, batch, num_items_in_batch=units)

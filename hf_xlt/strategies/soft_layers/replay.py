@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_xlt.errors import ConfigError
+from hf_xlt.randomness import GeneratorState, generators
 
 if TYPE_CHECKING:
     from hf_xlt.strategies.soft_layers.meta_gradient import InnerStep
@@ -28,24 +29,7 @@ class MicroBatch:
     inputs: dict[str, Tensor]
     window: UpdateWindow
     place: int
-    generators: list[Tensor]
-
-
-def generator_states(device: torch.device) -> list[Tensor]:
-    """Return where the global generators stand, CPU first."""
-    states = [torch.get_rng_state()]
-    return states + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
-
-
-@contextlib.contextmanager
-def generators_kept(device: torch.device, states: Sequence[Tensor] | None = None) -> Iterator[None]:
-    """Let the block draw random numbers, from `states` where given, without a trace in the global generators."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        if states is not None:
-            torch.set_rng_state(states[0])
-            if len(states) > 1:
-                torch.cuda.set_rng_state(states[1], device)
-        yield
+    generators: GeneratorState
 
 
 def check_attention(model: Any) -> None:
@@ -58,7 +42,7 @@ def check_attention(model: Any) -> None:
     if kernel.startswith(_NO_SECOND_DERIVATIVE):
         raise ConfigError(
             f"attention kernel `{kernel}` has no second derivative, which exact gradients need. Use "
-            "`--attn-implementation sdpa` or eager."
+            "`attn_implementation` sdpa or eager."
         )
 
 
@@ -116,7 +100,7 @@ class SourceReplay:
         trainer.window, place = micro_batch.window, micro_batch.window.current
         micro_batch.window.current = micro_batch.place
         try:
-            with generators_kept(trainer.args.device, micro_batch.generators), _plain_attention():
+            with generators(trainer.args.device, micro_batch.generators), _plain_attention():
                 with trainer.compute_loss_context_manager():
                     loss = trainer.compute_loss(bare, micro_batch.inputs, num_items_in_batch=micro_batch.window.units)
                 found = torch.autograd.grad(loss, self.parameters, create_graph=keep_graph, allow_unused=True)

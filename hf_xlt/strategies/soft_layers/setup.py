@@ -13,7 +13,7 @@ from hf_xlt.errors import ConfigError
 from hf_xlt.strategies.soft_layers.config import SoftLayerSelectionConfig
 from hf_xlt.strategies.soft_layers.gates import make_gates
 from hf_xlt.strategies.soft_layers.gates_file import GatesFile
-from hf_xlt.strategies.soft_layers.groups import HEAD, LayerGroups, find_groups, matches
+from hf_xlt.strategies.soft_layers.groups import HEAD, LayerGroups, find_groups, layer_number, matches
 from hf_xlt.strategies.soft_layers.source import ComputedGates, FixedGates, GateSource, ProfileGates
 
 
@@ -52,11 +52,13 @@ class GateSetup:
         """Find the groups of a model and the gates that a config asks for.
 
         Raises:
-            ConfigError: no group has a gate, or given gates do not fit the model.
+            ConfigError: no layer is found, no group has a gate, or given gates do not fit the model.
         """
         apart = [] if config.fixed_values is not None else config.always_open if file is None else file.open_groups
         grouping = config.grouping if file is None else file.grouping
         groups = find_groups(model, **grouping, group_of=group_of, apart=apart)
+        if file is None and config.fixed_values is None and group_of is None and not grouping["patterns"]:
+            _check_layers(model, groups, grouping["granularity"])
         for pattern in apart if file is None else ():
             if pattern != HEAD and not any(matches(name, [pattern]) for name in groups.names):
                 raise ConfigError(
@@ -122,6 +124,20 @@ class GateSetup:
         if processes > 1:
             loss = accelerator.reduce(loss, reduction="mean")
         self.source.loss = float(loss)
+
+
+def _check_layers(model: nn.Module, groups: LayerGroups, granularity: str) -> None:
+    """Refuse to select among layers where there are none: a single gate would stand for all of the encoder.
+
+    Raises:
+        ConfigError: the grouping is by layer, and no group is one.
+    """
+    if granularity in ("layer", "sublayer") and all(layer_number(name) is None for name in groups.names):
+        raise ConfigError(
+            f"no layers are found in `{type(model).__name__}`: no module list is as long as its config says it is "
+            "deep, or all layers share their weights (ALBERT). Set `--granularity tensor` or `uniform`, or name "
+            "groups with `--layer-groups`."
+        )
 
 
 def _source(

@@ -7,7 +7,8 @@ generators as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,17 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_xlt.errors import ConfigError, RunError
+from hf_xlt.randomness import read_generators
+from hf_xlt.strategies.soft_layers.checks import REFUSALS
 from hf_xlt.strategies.soft_layers.config import SoftLayerSelectionConfig
 from hf_xlt.strategies.soft_layers.episodes import Episode, load_passes, passes_file, save_passes
-from hf_xlt.strategies.soft_layers.gates_file import GatesFile
+from hf_xlt.strategies.soft_layers.gates_file import GATES_NAME, GatesFile
 from hf_xlt.strategies.soft_layers.gating import GatedOptimizer
 from hf_xlt.strategies.soft_layers.learning import Learning
 from hf_xlt.strategies.soft_layers.meta_gradient import check_differentiable
 from hf_xlt.strategies.soft_layers.query import AUXILIARY
 from hf_xlt.strategies.soft_layers.rates import check_optimizer
-from hf_xlt.strategies.soft_layers.replay import MicroBatch, generator_states
+from hf_xlt.strategies.soft_layers.replay import MicroBatch
 from hf_xlt.strategies.soft_layers.report import describe, leave_gates
 from hf_xlt.strategies.soft_layers.setup import GateSetup
 from hf_xlt.strategies.soft_layers.source import ComputedGates
@@ -48,6 +51,10 @@ class SoftLayerSelectionTrainer(XLTTrainer):
             or the optimizer's learning rate cannot be gated.
     """
 
+    config_cls = SoftLayerSelectionConfig
+    refusals = REFUSALS
+    settings_of_phases = {"gate_updates": "set `max_steps` to the updates that learn the gates."}
+
     def __init__(
         self,
         *args: Any,
@@ -63,6 +70,7 @@ class SoftLayerSelectionTrainer(XLTTrainer):
             group_of: maps a parameter's name to its layer group, or to None to leave it to the rules.
             **kwargs: as for `XLTTrainer`.
         """
+        self._given_gates = gates is not None
         super().__init__(*args, **kwargs)
         config: SoftLayerSelectionConfig = self.args
         file = GatesFile.read(config.gates) if gates is None and config.gates else gates
@@ -74,11 +82,29 @@ class SoftLayerSelectionTrainer(XLTTrainer):
             if not self.role_datasets.get(AUXILIARY):
                 raise ConfigError(
                     "there are no auxiliary languages to learn gates from: give labelled data of some in "
-                    "`role_datasets['auxiliary']` (`--auxiliary-dataset`), or gates that are known (`gates`, "
+                    "`role_datasets['auxiliary']` (`auxiliary_dataset` of a run), or gates that are known (`gates`, "
                     "`gate_values`, `profile`)."
                 )
             self.learning = Learning(self)
         self.add_callback(_AfterUpdate(self))
+
+    def _refused_by(self, config: SoftLayerSelectionConfig, arguments: Mapping[str, Any]) -> SoftLayerSelectionConfig:
+        if not self._given_gates:
+            return config
+        # Nothing is learned with gates that are given, whatever their source.
+        known = copy.copy(config)
+        known.gates = GATES_NAME
+        return known
+
+    def _check_alone(self, config: SoftLayerSelectionConfig, arguments: Mapping[str, Any]) -> None:
+        super()._check_alone(config, arguments)
+        if config.learns and not self._given_gates and config.mode != "online":
+            raise ConfigError(
+                f"`mode` {config.mode} learns gates and then fine-tunes again from the pre-trained weights with them, "
+                "and `SoftLayerSelectionTrainer` alone makes one training, whose weights are not those. Set `mode` to "
+                "online, give gates that are known (`gates`, `gate_values`, `profile`), or let `hf-xlt run --strategy "
+                "soft-layers` make both."
+            )
 
     # ---- Training
 
@@ -117,7 +143,7 @@ class SoftLayerSelectionTrainer(XLTTrainer):
                 raise
             raise RunError(
                 "the checkpoint's optimizer has other parameter groups than one per layer group: it is of a run "
-                "without gates or with other groups. Start anew in another `--output-dir`."
+                "without gates or with other groups. Start anew in another `output_dir`."
             ) from error
 
     def _tells_movement(self) -> bool:
@@ -132,7 +158,7 @@ class SoftLayerSelectionTrainer(XLTTrainer):
         window, place = self.window, self.window.current
         if self.learning is not None and self.learning.records():
             kept = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
-            states = generator_states(self.args.device)
+            states = read_generators(self.args.device)
             self.learning.episode.passes.append(MicroBatch(self._prepare_inputs(kept), window, place, states))
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.setup.needs_loss:

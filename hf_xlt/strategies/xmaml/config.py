@@ -153,7 +153,7 @@ REFUSALS = (
     ),
     Refusal(
         lambda config: config.fp16,
-        "fp16 scales losses, which inner steps would have to undo. Use `--bf16`.",
+        "fp16 scales losses, which inner steps would have to undo. Use `bf16`.",
     ),
     Refusal(
         lambda config: config.torch_compile,
@@ -162,6 +162,6 @@ REFUSALS = (
     Refusal(
         lambda config: config.meta_optimizer in ("lomo", "adalomo"),
         "`lomo` and `adalomo` update weights within a backward pass, and a meta-gradient comes from several. Choose "
-        "another `--meta-optimizer`.",
+        "another `meta_optimizer`.",
     ),
 )

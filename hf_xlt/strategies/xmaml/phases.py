@@ -15,7 +15,7 @@ from hf_xlt.strategies.xmaml.config import XMAMLConfig
 from hf_xlt.strategies.xmaml.cost import meta_cost
 from hf_xlt.strategies.xmaml.trainer import XMAMLTrainer
 from hf_xlt.training.interruption import InterruptionCallback
-from hf_xlt.training.phases import RunContext, RunPhase
+from hf_xlt.training.phases import SHOTS, RunContext, RunPhase
 from hf_xlt.training.trainer import XLTTrainer
 
 SOURCE, META, FEW_SHOT = "source", "meta", "few-shot"
@@ -33,7 +33,7 @@ def xmaml_phases(config: XMAMLConfig) -> Sequence[RunPhase]:
     phases = [RunPhase(SOURCE, _on_source, cost=plain)] if config.fine_tune_first else []
     phases.append(RunPhase(META, _meta_train, updates=config.meta_steps, cost=meta))
     if config.few_shot_steps:
-        phases.append(RunPhase(FEW_SHOT, _on_shots, updates=config.few_shot_steps, cost=plain))
+        phases.append(RunPhase(FEW_SHOT, _on_shots, updates=config.few_shot_steps, cost=plain, examples=SHOTS))
     return phases
 
 

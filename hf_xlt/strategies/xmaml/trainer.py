@@ -8,7 +8,7 @@ compared with the plain one in the log.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -18,13 +18,13 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_xlt.errors import ConfigError
-from hf_xlt.randomness import derive_seed
+from hf_xlt.randomness import derive_seed, generators
 from hf_xlt.strategies.soft_layers.groups import HEAD as HEAD_GROUP
 from hf_xlt.strategies.soft_layers.groups import find_groups
 from hf_xlt.strategies.soft_layers.query import AUXILIARY, own_rows
-from hf_xlt.strategies.soft_layers.replay import check_attention, generators_kept
+from hf_xlt.strategies.soft_layers.replay import check_attention
 from hf_xlt.strategies.xmaml.card import PLAIN, REPTILE
-from hf_xlt.strategies.xmaml.config import ALL, HEAD, XMAMLConfig
+from hf_xlt.strategies.xmaml.config import ALL, HEAD, REFUSALS, XMAMLConfig
 from hf_xlt.strategies.xmaml.episodes import cosine, meta_gradient
 from hf_xlt.training.losses import count_units, labels_of
 from hf_xlt.training.trainer import XLTTrainer
@@ -45,6 +45,17 @@ class XMAMLTrainer(XLTTrainer):
             attention kernel has no second derivative.
     """
 
+    config_cls = XMAMLConfig
+    refusals = REFUSALS
+    settings_of_phases = {
+        "meta_steps": "set `max_steps` to the number of meta-updates.",
+        "meta_learning_rate": "set `learning_rate`.",
+        "meta_optimizer": "set `optim`.",
+        "meta_max_grad_norm": "set `max_grad_norm`.",
+        "few_shot_steps": "train on the shots afterwards with a `FinetuneTrainer`.",
+        "few_shot_learning_rate": "it is that of a stage which the trainer does not make.",
+    }
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Build a trainer; arguments as for `XLTTrainer`."""
         super().__init__(*args, **kwargs)
@@ -57,7 +68,7 @@ class XMAMLTrainer(XLTTrainer):
         if not self.role_datasets.get(AUXILIARY):
             raise ConfigError(
                 "there are no auxiliary languages to learn from: give labelled data of some in "
-                "`role_datasets['auxiliary']` (`--auxiliary-dataset`)."
+                "`role_datasets['auxiliary']` (`auxiliary_dataset` of a run)."
             )
         if config.episode == "cross_language":
             self.role_datasets[SUPPORT] = {"source": self.train_dataset}
@@ -68,6 +79,26 @@ class XMAMLTrainer(XLTTrainer):
         self._scope = self._find_scope()
         self._cosines: list[float] = []
         self._sums: list[Tensor] = []
+
+    def _check_alone(self, config: XMAMLConfig, arguments: Mapping[str, Any]) -> None:
+        super()._check_alone(config, arguments)
+        problem = None
+        if config.fine_tune_first:
+            problem = (
+                "`fine_tune_first` is on, and the trainer only meta-learns. Fine-tune on the source with a "
+                "`FinetuneTrainer` before, and set it to False"
+            )
+        elif config.max_steps <= 0:
+            problem = "`max_steps` is not set, which is the number of meta-updates"
+        elif config.gradient_accumulation_steps > 1:
+            problem = (
+                f"`gradient_accumulation_steps` is {config.gradient_accumulation_steps}, which would add the same "
+                "meta-gradient up so many times. Leave it at 1, and set `task_batch_size`"
+            )
+        elif arguments.get("joint_datasets"):
+            problem = "`joint_datasets` would be ignored: tasks are drawn from `role_datasets['auxiliary']`"
+        if problem:
+            raise ConfigError(f"`XMAMLTrainer` alone: {problem}. `hf-xlt run --strategy xmaml` makes all stages.")
 
     def _find_scope(self) -> list[bool]:
         scope = self.args.inner_scope
@@ -227,8 +258,7 @@ class _Task:
         args = trainer.args
         shadow = _Shadow(trainer.bare_model(), dict(zip(trainer._names, weights, strict=True)))
         seed = derive_seed(args.seed, "xmaml", self.step, self.language, purpose, args.process_index)
-        with generators_kept(args.device), trainer.compute_loss_context_manager():
-            torch.manual_seed(seed)
+        with generators(args.device, seed), trainer.compute_loss_context_manager():
             return trainer.compute_loss(shadow, batch, num_items_in_batch=units)
 
 

@@ -148,7 +148,7 @@ def test_the_whole_command_with_several_sources(world, monkeypatch, capsys):
         "shot_seed": record["few_shot"]["shot_seed"]
     }
     facts = record["phases"][0]["metaxl"]
-    assert facts["method"] == "metaxl" and facts["target_examples"] == {"pool": 9}
+    assert facts["method"] == "metaxl" and facts["target_examples"] == {"sw": 9}
     assert sum(facts["updates_by_source"].values()) == 4 and sum(facts["slot_weights"]) == pytest.approx(1, abs=1e-3)
     assert facts["diagnostics"]["centroid_plain"] > 0 and "hausdorff_transformed" in facts["diagnostics"]
     model, report = AutoModelForSequenceClassification.from_pretrained(world / "out", output_loading_info=True)
@@ -180,7 +180,7 @@ def test_baselines_run_by_the_same_command(world, monkeypatch, baseline, tmp_pat
     )
     assert main(line.split()) == 0
     facts = json.loads((tmp_path / "out/xlt_run.json").read_text())["phases"][0]["metaxl"]
-    assert facts == {"method": baseline, "target_examples": {"pool": 9}}
+    assert facts == {"method": baseline, "target_examples": {"sw": 9}}
 
 
 def test_distances_are_those_of_the_definition():

@@ -68,6 +68,14 @@ def test_without_a_new_split_an_example_is_for_ever_in_one_part(kit):
     assert len(set(seen[False][0]) | set(seen[False][1])) == len(set(seen[True][0]) | set(seen[True][1]))
 
 
+@pytest.mark.parametrize("resplit", [True, False])
+def test_the_record_names_the_target_languages(kit, resplit):
+    target = {code: make_features(count, seed=3, language=code) for code, count in (("de", 7), ("sw", 4))}
+    facts = kit.trainer(target=target, target_resplit=resplit).phase_facts()["metaxl"]
+    assert facts["target_examples"] == {"de": 7, "sw": 4}
+    assert facts.get("target_parts") == (None if resplit else {"train": 6, "meta": 5})
+
+
 def test_pools_join_languages_and_need_both_parts():
     assert len(target_pools({"de": [1, 2], "sw": [3]}, None)["pool"]) == 3
     with pytest.raises(ConfigError, match="1 target examples cannot be parted"):

@@ -168,10 +168,10 @@ def test_a_run_with_another_table_is_not_resumed(go, world):
 
 
 BAD = {
-    "no table": ("--augmenter synonyms", "name one with `--neighbours FILE.json`"),
+    "no table": ("--augmenter synonyms", "name one by `neighbours`"),
     "missing table": ("--augmenter synonyms --neighbours no.json", "neighbour table `no.json` is missing"),
     "wrong table": ("--augmenter synonyms --neighbours list.json", "is a list. It must be of the form"),
-    "table unused": ("--neighbours list.json", "add `--augmenter synonyms`"),
+    "table unused": ("--neighbours list.json", "set `augmenter` to synonyms"),
     "filter unused": ("--augmenter characters --neighbour-filter a.txt", "`neighbour_filter` is given, but"),
     "filter missing": (f"{SYNONYMS} --neighbour-filter a.txt", "neither a readable list of words"),
     "no copies": ("--augmenter characters --copies 0", "`copies` is 0; it must be a whole number of 1 or more"),

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from torch import nn
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_xlt.errors import ConfigError
@@ -22,8 +23,10 @@ def test_the_relative_radius_refers_to_rows_that_hold_text(kit, perturbations):
         weight[[0, 1, 2, 3, 4, 58, 59]] = 100.0
     trainer = kit.trainer(model, tokenizer=kit.tokenizer(), epsilon=0.5)
     expected = weight[5:58].norm(dim=1).mean().item()
-    assert mean_embedding_norm(weight, kit.tokenizer()) == pytest.approx(expected)
-    assert mean_embedding_norm(weight, None) == pytest.approx(weight.norm(dim=1).mean().item())
+    assert mean_embedding_norm(nn.Embedding.from_pretrained(weight), kit.tokenizer()) == pytest.approx(expected)
+    assert mean_embedding_norm(nn.Embedding.from_pretrained(weight), None) == pytest.approx(
+        weight.norm(dim=1).mean().item()
+    )
     assert special_token_ids(kit.tokenizer()) == [0, 1, 2] and special_token_ids(None) == []
     kit.open_window(trainer, batch)
     trainer.compute_loss(model, batch)
@@ -147,7 +150,7 @@ def test_an_optimizer_that_updates_within_backward_is_refused_where_there_are_se
 
 
 def test_freelb_that_is_plain_training_warns(kit):
-    with pytest.warns(UserWarning, match="--steps 3"):
+    with pytest.warns(UserWarning, match="`steps` to 3"):
         kit.trainer(method="freelb")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -203,3 +206,15 @@ def test_the_registry_entry_has_help_costs_and_the_paper(kit):
     ):
         config = RobustConfig(output_dir=str(kit.folder), use_cpu=True, **settings)
         assert STRATEGY.cost(config) == pytest.approx(expected)
+
+
+class _Scaled(nn.Embedding):
+    def forward(self, ids):
+        return super().forward(ids) * 8.0
+
+
+def test_the_relative_radius_is_measured_on_what_a_scaling_embedding_gives():
+    plain, scaled = nn.Embedding(60, 64), _Scaled(60, 64)
+    scaled.load_state_dict(plain.state_dict())
+    assert mean_embedding_norm(scaled, None) == pytest.approx(8 * mean_embedding_norm(plain, None))
+    assert scaled.training

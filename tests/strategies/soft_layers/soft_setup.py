@@ -34,7 +34,7 @@ def config_of(folder: Path, cls=SoftLayerSelectionConfig, **changes):
 def soft(folder: Path, *, model=None, data=None, auxiliary=None, still=True, trainer=None, **changes):
     """A trainer with gates; dropout off unless asked for."""
     model = make_model(**(STILL if still else {})) if model is None else model
-    arguments = {"gates": None, "group_of": None, **(trainer or {})}
+    arguments = {"gates": None, "group_of": None, "in_phases": True, **(trainer or {})}
     return SoftLayerSelectionTrainer(
         model=model,
         args=config_of(folder, **changes),

@@ -97,7 +97,7 @@ def test_weights_that_were_all_zero_have_no_relative_displacement():
 def test_a_model_of_another_depth_is_refused_unless_gates_are_interpolated(tmp_path):
     file = gates_file(learned(tmp_path / "learn"))
     deeper = make_model(num_hidden_layers=3)
-    with pytest.raises(ConfigError, match="groups word_embeddings.*this model has .*layer_2.*--interpolate-gates"):
+    with pytest.raises(ConfigError, match="groups word_embeddings.*this model has .*layer_2.*`interpolate_gates`"):
         soft(tmp_path / "use", model=deeper, trainer={"gates": file})
     trainer = soft(tmp_path / "use", model=deeper, trainer={"gates": file}, interpolate_gates=True)
     values = dict(zip(trainer.setup.gated, trainer.setup.source.choose(0.0, []), strict=True))

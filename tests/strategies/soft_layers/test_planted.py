@@ -83,6 +83,7 @@ def run(folder, seed, *, auxiliary=-0.7, gates=None, updates=300, **changes):
         train_dataset=rows(9600, 1.0, seed),
         data_collator=collate,
         role_datasets={"auxiliary": {"hi": rows(4000, auxiliary, seed + 50)}},
+        in_phases=True,
         gates=gates,
     )
     trainer.train()

@@ -42,6 +42,7 @@ def trainer_of(folder, model=None, auxiliary=None, **changes):
         data_collator=DataCollatorWithPadding(make_tokenizer()),
         processing_class=make_tokenizer(),
         role_datasets={"auxiliary": AUXILIARY if auxiliary is None else auxiliary},
+        in_phases=True,
     )
 
 
@@ -155,7 +156,7 @@ def test_fused_attention_is_replaced_for_second_derivatives_and_only_there(tmp_p
     assert model.config._attn_implementation == "sdpa"
     model = make_model(**STILL)
     model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ConfigError, match="no second derivative.*--attn-implementation sdpa"):
+    with pytest.raises(ConfigError, match="no second derivative.*`attn_implementation` sdpa"):
         trainer_of(tmp_path, model=model)
 
 
