@@ -22,7 +22,7 @@ from hf_xlt.data.pairing import DIFFERENT, SAME, Pairing, pair_sentences
 from hf_xlt.data.patterns import parse_language_map
 from hf_xlt.data.sources import Source, make_source
 from hf_xlt.errors import ConfigError, RunError, close_match
-from hf_xlt.files import sync_file, sync_folder
+from hf_xlt.files import keep_others, sync_file, sync_folder
 from hf_xlt.languages import check_code
 
 MANIFEST_NAME = "pairs.json"
@@ -254,9 +254,19 @@ def write_pairs(folder: Path, recipe: Recipe, source: Source, splits: Sequence[P
     return manifest
 
 
+def _tables_of(folder: Path) -> list[Path]:
+    """Return the tables that a folder's manifest names."""
+    try:
+        splits = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["splits"]
+        return [folder / f"{name}.{code}.parquet" for name, facts in splits.items() for code in facts["languages"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def _replace_folder(part: Path, folder: Path) -> None:
     """Put a finished folder in the place of another, which is deleted only then."""
     before = part.with_suffix(".old")
+    written = _tables_of(folder)
     if folder.is_dir():
         os.replace(folder, before)
     try:
@@ -265,6 +275,8 @@ def _replace_folder(part: Path, folder: Path) -> None:
         if before.is_dir():
             os.replace(before, folder)
         raise
+    if before.is_dir():
+        keep_others(before, folder, (MANIFEST_NAME, README_NAME, *(path.name for path in written)))
     shutil.rmtree(before, ignore_errors=True)
     sync_folder(folder.absolute().parent)
 

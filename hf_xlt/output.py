@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from hf_xlt.errors import ConfigError, RunError
+from hf_xlt.files import is_written, remove_written
 from hf_xlt.record import RECORD_NAME, RunRecord
 
 
@@ -58,16 +59,14 @@ def check_folder(folder: Path) -> None:
 
 
 def claim_output(folder: Path, *, overwrite: bool) -> None:
-    """Make the directory, and with `overwrite` delete the run that it holds.
+    """Make the directory, and with `overwrite` delete the run that it holds; what no run wrote stays.
 
     Raises:
         RunError: it cannot be made.
     """
     try:
         if overwrite and (folder / RECORD_NAME).is_file():
-            # The record goes last: a deletion cut short still looks like a run that may be overwritten.
-            for path in sorted(folder.iterdir(), key=lambda entry: entry.name == RECORD_NAME):
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            remove_written(folder, RECORD_NAME)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"output directory `{folder}` cannot be used: {error.strerror}. Give another.") from error
@@ -102,7 +101,9 @@ def check_space(
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     if overwrite and folder.is_dir():
-        free += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        ours = [path for path in folder.iterdir() if is_written(path)]
+        inside = (file for path in ours for file in (path.rglob("*") if path.is_dir() else [path]))
+        free += sum(file.stat().st_size for file in inside if file.is_file())
     if free < needed:
         raise RunError(
             f"`{folder}` has {free / 2**20:,.0f} MiB free, and the model with its checkpoints needs about "

@@ -6,11 +6,11 @@ Order of precedence: command line, then `--config`, then the embedded task's def
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hf_xlt.arguments import (
@@ -32,6 +32,7 @@ from hf_xlt.registry import Strategy, get_strategy
 from hf_xlt.streams import shows_progress
 from hf_xlt.sweep.arguments import SweepArguments, check_sweep
 from hf_xlt.sweep.division import Division, check_names
+from hf_xlt.yaml_file import read_yaml
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,7 +69,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         SystemExit: `--help` was asked for.
     """
     known = first_look(argv)
-    settings = read_yaml(known.config) if known.config else {}
+    settings = read_yaml(known.config, lists_as_written=True) if known.config else {}
     names = named_strategies(known, settings)
     if names:
         division = divide(names, argv, settings)
@@ -79,6 +80,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     unknown = [key for key in settings if key not in options]
     if unknown:
         raise ConfigError(f"`{known.config}`: unknown key {unknown[0]!r}.{close_match(unknown[0], options)}")
+    _check_shapes(parser, settings, known.config)
     on_command_line = named_fields(argv, options)
     from_file = {options[key]: (key, value) for key, value in settings.items() if options[key] not in on_command_line}
     explicit = frozenset(on_command_line | set(from_file))
@@ -191,23 +193,26 @@ def named_fields(argv: Sequence[str], options: Mapping[str, str]) -> set[str]:
     return {options[flag] for flag in flags if flag in options}
 
 
-def read_yaml(path: str) -> dict[str, Any]:
-    """Read a YAML file of arguments.
+def _check_shapes(parser: Any, settings: Mapping[str, Any], path: str) -> None:
+    """Check that lists and mappings of a file stand where the command line takes them, and no argument is there twice.
 
     Raises:
-        ConfigError: it is missing, no YAML, or no mapping.
+        ConfigError: one does not; the message names its key.
     """
-    import yaml
-
-    try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"config file `{path}` is missing.") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"config file `{path}` cannot be read as YAML: {error}") from error
-    if not isinstance(settings or {}, dict):
-        raise ConfigError(f"config file `{path}` must be a mapping from argument names to values.")
-    return dict(settings or {})
+    actions = {option.lstrip("-"): action for option, action in parser._option_string_actions.items()}
+    fields = [entry for group in parser.dataclass_types for entry in dataclasses.fields(group)]
+    mappings = {entry.name for entry in fields if "dict" in str(entry.type).lower()}
+    first: dict[str, str] = {}
+    for key, value in settings.items():
+        action = actions[key]
+        if isinstance(value, dict) and action.dest not in mappings:
+            raise ConfigError(f"`{path}`: `{key}` is a mapping; give a text, a number or a list.")
+        if isinstance(value, list) and len(value) != 1 and action.nargs in (None, "?"):
+            raise ConfigError(f"`{path}`: `{key}` is a list of {len(value)}; it takes one value.")
+        if isinstance(value, list) and any(isinstance(entry, (list, dict)) for entry in value):
+            raise ConfigError(f"`{path}`: `{key}` is a list of lists or mappings; give texts or numbers.")
+        if first.setdefault(action.dest, key) != key:
+            raise ConfigError(f"`{path}`: `{first[action.dest]}` and `{key}` are one argument; keep one.")
 
 
 def as_tokens(settings: Mapping[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from hf_xlt.output import check_space, claim_output, inspect_output
 from hf_xlt.pretraining.plan import Phase, split_budget
 from hf_xlt.pretraining.plan_file import Plan
 from hf_xlt.record import FINISHED, INTERRUPTED, RUNNING, RunRecord
+from hf_xlt.yaml_file import check_kinds
 
 # Arguments that leave the weights as they would be.
 _FREE_TO_CHANGE = frozenset(
@@ -105,6 +106,7 @@ def make_config(plan: Plan, **changes: Any) -> Any:
         raise ConfigError(
             f"`training`: `{misplaced[0]}` is not taken here; it is set in each phase, or by `hf-xlt run`."
         )
+    check_kinds(MetaPretrainingConfig, plan.training, "`training`")
     settings = {"report_to": [], **OPTIMIZER_SETTINGS, **plan.training, **changes}
     if not torch.cuda.is_available() and not torch.backends.mps.is_available():
         settings.setdefault("use_cpu", True)

@@ -162,7 +162,10 @@ def test_what_is_there_is_replaced_only_when_asked(world, tmp_path, capsys):
     assert make(world, tmp_path / "out", "--seed", "1") == 2
     assert "holds pairs already; add `--overwrite`" in capsys.readouterr().err
     assert contents(tmp_path / "out") == before
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    (tmp_path / "out" / "mine.parquet").write_text("mine")
     assert make(world, tmp_path / "out", "--seed", "1", "--languages", "de", "--overwrite") == 0
+    assert (tmp_path / "out" / "notes.txt").read_text() == (tmp_path / "out" / "mine.parquet").read_text() == "mine"
     assert "test.sw.parquet" not in contents(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hf_xlt.errors import ConfigError, RunError
-from hf_xlt.files import sync_file, sync_folder
+from hf_xlt.files import RUN_FILES, RUN_FOLDERS, keep_others, sync_file, sync_folder
 
 MANIFEST_NAME = "averaging.json"
 _MARGIN_BYTES = 16 * 2**20
@@ -143,10 +143,13 @@ def _make_durable(part: Path) -> None:
 
 def _move_into_place(part: Path, output: Path) -> None:
     if output.is_dir() and any(output.iterdir()):
-        if not _exchange(part, output):
+        if _exchange(part, output):
+            keep_others(part, output, RUN_FILES, RUN_FOLDERS)
+        else:
             aside = output.with_name(f".{output.name}.{secrets.token_hex(4)}.old")
             os.rename(output, aside)
             os.rename(part, output)
+            keep_others(aside, output, RUN_FILES, RUN_FOLDERS)
             shutil.rmtree(aside, ignore_errors=True)
     else:
         if output.is_dir():

@@ -20,7 +20,9 @@ FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
-    "*.py",
+    "modeling_*.py",
+    "configuration_*.py",
+    "tokenization_*.py",
 )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.yaml_file import check_kinds
 
 MLM, TLM, CONTRASTIVE = "mlm", "tlm", "contrastive"
 OBJECTIVES = (MLM, TLM, CONTRASTIVE)
@@ -202,11 +203,23 @@ def make_source(value: Any, where: str) -> Source:
         raise ConfigError(f"{where}: a source needs `text`: a pattern or a Hub id.")
     if isinstance(values.get("languages"), str):
         values["languages"] = [code.strip() for code in values["languages"].split(",")]
-    if "languages" in values:
+    if isinstance(values.get("languages"), list):
         values["languages"] = tuple(values["languages"])
     if "language_map" in values:
         values["language_map"] = _name_map(values["language_map"])
+    check_kinds(Source, values, where)
     return Source(**values)
+
+
+def as_list(value: Any, where: str) -> list[Any]:
+    """Return the sources of a file, which must be a list.
+
+    Raises:
+        ConfigError: they are none.
+    """
+    if not isinstance(value, list):
+        raise ConfigError(f"{where}: `sources` is {value!r}; it must be a list.")
+    return value
 
 
 def _name_map(value: Any) -> tuple[str, ...]:
@@ -240,17 +253,15 @@ def make_phase(value: Any, sources: Sequence[Source]) -> Phase:
             raise ConfigError(f"{where}: `{name}` is missing.")
     own = values.get("sources")
     own = [own] if isinstance(own, (str, dict)) else own
-    values["sources"] = tuple(make_source(entry, where) for entry in own) if own else tuple(sources)
+    values["sources"] = tuple(make_source(entry, where) for entry in as_list(own, where)) if own else tuple(sources)
     if not values["sources"]:
         raise ConfigError(f"{where} has no text: give `sources`, in the phase or for all phases.")
     if isinstance(values.get("objectives"), str):
         values["objectives"] = values["objectives"].replace("+", " ").replace(",", " ").split()
     if isinstance(values.get("objectives"), list):
         values["objectives"] = dict.fromkeys(values["objectives"], 1.0)
-    try:
-        return Phase(**values)
-    except TypeError as error:
-        raise ConfigError(f"{where}: a value is of the wrong kind: {error}.") from error
+    check_kinds(Phase, values, where)
+    return Phase(**values)
 
 
 def _fields(cls: type, value: Any, where: str) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_xlt.errors import ConfigError, close_match
-from hf_xlt.parsing import read_yaml
-from hf_xlt.pretraining.plan import Phase, make_phase, make_source
+from hf_xlt.pretraining.plan import Phase, as_list, make_phase, make_source
+from hf_xlt.yaml_file import check_kinds, read_yaml
 
 DEFAULT_FOLDER = "runs/pretraining"
 
@@ -56,9 +56,11 @@ def read_plan(path: str) -> Plan:
         raise ConfigError(f"`{path}`: `phases` must be a list of mappings, each with `name` and `steps`.")
     if not isinstance(values.get("training") or {}, dict):
         raise ConfigError(f"`{path}`: `training` must be a mapping of training arguments.")
+    values = {key: value for key, value in values.items() if value is not None}
+    check_kinds(Plan, {key: value for key, value in values.items() if key != "phases"}, f"`{path}`")
     shared = values.pop("sources", None) or []
     shared = [shared] if isinstance(shared, (str, dict)) else shared
-    sources = [make_source(entry, f"`{path}`") for entry in shared]
+    sources = [make_source(entry, f"`{path}`") for entry in as_list(shared, f"`{path}`")]
     phases = [make_phase(entry, sources) for entry in values.pop("phases")]
     names = [phase.name for phase in phases]
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,10 +18,11 @@ from typing import Any
 
 from hf_xlt.arguments import Arguments
 from hf_xlt.errors import EXIT_INTERRUPTED, EXIT_USAGE, ConfigError, Interrupted, RunError
-from hf_xlt.files import write_json
+from hf_xlt.files import RUN_FOLDERS, remove_written, write_json
 from hf_xlt.planning import PlannedCost
 from hf_xlt.record import FINISHED, RECORD_NAME, RunRecord
 from hf_xlt.streams import print_document
+from hf_xlt.sweep.accumulate import OUTPUT_NAME
 from hf_xlt.sweep.members import DONOR, EACH, Member, divided_flags, plan_members, read_plans
 
 SWEEP_NAME = "sweep.json"
@@ -137,11 +137,29 @@ def _claim(folder: Path, members: Sequence[Member], resume: bool, overwrite: boo
                 "`--resume`, or give another `--output-dir`."
             )
         if overwrite:
-            # The definition goes last: a deletion cut short still looks like a sweep that may be overwritten.
-            for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == SWEEP_NAME):
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+            _remove_sweep(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, definition)
+
+
+def _remove_sweep(folder: Path) -> None:
+    """Delete a sweep with its runs; what neither wrote stays, also inside the folders of runs."""
+    try:
+        names = [run["name"] for run in json.loads((folder / SWEEP_NAME).read_text(encoding="utf-8"))["runs"]]
+    except (ValueError, KeyError, TypeError, OSError):
+        names = []
+    for name in (*names, DONOR, OUTPUT_NAME):
+        home = folder / name
+        if folder in home.parents and ".." not in home.parts and home.is_dir() and not home.is_symlink():
+            remove_written(home, RECORD_NAME)
+            _remove_empty(home, folder)
+    remove_written(folder, SWEEP_NAME, folders=(*RUN_FOLDERS, LOGS_NAME, "comparison", ".accumulating"))
+
+
+def _remove_empty(place: Path, top: Path) -> None:
+    while place != top and not any(place.iterdir()):
+        place.rmdir()
+        place = place.parent
 
 
 def _read(path: Path) -> Any:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, fields
 
 from hf_xlt.arguments import Arguments
 from hf_xlt.errors import ConfigError, close_match
-from hf_xlt.parsing import as_tokens, build_parser, divide, option_fields, parse_arguments, read_yaml
+from hf_xlt.parsing import as_tokens, build_parser, divide, option_fields, parse_arguments
 from hf_xlt.planning import PlannedCost, planned_cost
 from hf_xlt.randomness import permutation
 from hf_xlt.sweep.arguments import OWN_DONOR, SweepArguments
+from hf_xlt.yaml_file import read_yaml
 
 DONOR = "donor"
 # What runs of one strategy are called together.
@@ -133,7 +134,7 @@ def divided_flags(arguments: Arguments, argv: Sequence[str]) -> list[str]:
 def _written_out(arguments: Arguments, argv: Sequence[str], taken: set[str]) -> list[str]:
     if not arguments.run.config:
         return list(argv)
-    settings = read_yaml(arguments.run.config)
+    settings = read_yaml(arguments.run.config, lists_as_written=True)
     named = {_field(token) for token in argv if token.startswith("--")}
     kept = {key: value for key, value in settings.items() if key.replace("-", "_") not in named | taken}
     return [*as_tokens(kept), *argv]
