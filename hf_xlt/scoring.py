@@ -140,7 +140,7 @@ def _score(
     fitted = fit_tokenizer(source, task, asked, resize=None)
     tokenizer, max_length = fitted.tokenizer, fitted.max_length
     loaded = fitted.source.load_trained(task)
-    inventory = _inventory(plan, loaded.config, data, record is None)
+    inventory = _inventory(plan, loaded.config, data, record)
     if inventory is not None:
         plan.task = task.given_labels(inventory)
         # Bare numbers have names only now.
@@ -330,7 +330,7 @@ def task_of(config: Any) -> str:
     return DataArguments.task
 
 
-def _inventory(plan: DataPlan, config: Any, data: DataArguments, foreign: bool) -> LabelInventory | None:
+def _inventory(plan: DataPlan, config: Any, data: DataArguments, record: RunRecord | None) -> LabelInventory | None:
     """Return the labels of a model, for tasks that have labels.
 
     Raises:
@@ -352,7 +352,8 @@ def _inventory(plan: DataPlan, config: Any, data: DataArguments, foreign: bool) 
             f"the model predicts no single class ({kind.replace('_', ' ')}, {len(classes)} output"
             f"{'s' * (len(classes) != 1)}), which is not scored here."
         )
-    return match_labels(plan, classes, data.labels, foreign)
+    named = record is not None and bool(record.arguments.get("labels"))
+    return match_labels(plan, classes, data.labels, record is None, named)
 
 
 def scoring_trainer(

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 # Arrow reads in blocks, and a row has to fit into one.
 _BLOCK = 2**20
+_MARKS_ARE_TEXT = (
+    "quotation marks are taken as text, and each line as a row; as quotation they would swallow line ends or leave "
+    "text behind a closing mark."
+)
 _Spans = Sequence[tuple[int, int, int]]
 
 
@@ -58,19 +62,15 @@ def read_tsv(text: str, path: Path) -> tuple[pa.Table, str | None]:
     if table is not None:
         return table, None
     plain = _unquoted(text)
-    note = (
-        f"`{path}`: quotation marks are taken as text, and each line as a row; as quotation they would swallow line "
-        "ends or leave a text behind the closing mark."
-    )
     try:
         header, rows = _quoted(text, "\t", path)
     except ConfigError:
         if plain is None:
             raise
-        return _strings(*plain), note
+        return _strings(*plain), _MARKS_ARE_TEXT
     if plain is None or len(rows) == len(plain[1]):
         return _strings(header, rows), None
-    return _strings(*plain), note
+    return _strings(*plain), _MARKS_ARE_TEXT
 
 
 def block_size(content: bytes) -> int:
@@ -139,8 +139,9 @@ def _quoted(text: str, delimiter: str, path: Path) -> tuple[list[str], list[list
     for number, row in enumerate(body, 1):
         if len(row) != len(header):
             raise ConfigError(
-                f"`{path}`, line {starts[number]}: {len(row)} field{'s' * (len(row) != 1)}, but the header names {len(header)} columns "
-                f"({', '.join(header)}). A field that holds {_named(delimiter)} stands in quotation marks."
+                f"`{path}`, line {starts[number]}: {len(row)} field{'s' * (len(row) != 1)}, but the header names "
+                f"{len(header)} columns ({', '.join(header)}). A field that holds {_named(delimiter)} stands in "
+                "quotation marks."
             )
     _check_swallowed(text, delimiter, body, spans, path)
     return header, body
