@@ -345,7 +345,7 @@ def _inventory(plan: DataPlan, config: Any, data: DataArguments, record: RunReco
             "the model predicts one class of each text, by its config, and no several labels; leave `--task` out."
         )
     # Of a run the record says what the head is for; what its base was for may still stand in an old config.
-    problem = problem if foreign or several else plan.task.problem_type
+    problem = problem if record is None or several else plan.task.problem_type
     if len(classes) < 2 or problem == "regression" or (problem == MULTI_LABEL and not several):
         kind = problem or "regression"
         raise ConfigError(
