@@ -140,7 +140,7 @@ def _score(
     fitted = fit_tokenizer(source, task, asked, resize=None)
     tokenizer, max_length = fitted.tokenizer, fitted.max_length
     loaded = fitted.source.load_trained(task)
-    inventory = _inventory(plan, loaded.config, data, record is None)
+    inventory = _inventory(plan, loaded.config, data, record)
     if inventory is not None:
         plan.task = task.given_labels(inventory)
         # Bare numbers have names only now.
@@ -330,7 +330,7 @@ def task_of(config: Any) -> str:
     return DataArguments.task
 
 
-def _inventory(plan: DataPlan, config: Any, data: DataArguments, foreign: bool) -> LabelInventory | None:
+def _inventory(plan: DataPlan, config: Any, data: DataArguments, record: RunRecord | None) -> LabelInventory | None:
     """Return the labels of a model, for tasks that have labels.
 
     Raises:
@@ -345,14 +345,15 @@ def _inventory(plan: DataPlan, config: Any, data: DataArguments, foreign: bool) 
             "the model predicts one class of each text, by its config, and no several labels; leave `--task` out."
         )
     # Of a run the record says what the head is for; what its base was for may still stand in an old config.
-    problem = problem if foreign or several else plan.task.problem_type
+    problem = problem if record is None or several else plan.task.problem_type
     if len(classes) < 2 or problem == "regression" or (problem == MULTI_LABEL and not several):
         kind = problem or "regression"
         raise ConfigError(
             f"the model predicts no single class ({kind.replace('_', ' ')}, {len(classes)} output"
             f"{'s' * (len(classes) != 1)}), which is not scored here."
         )
-    return match_labels(plan, classes, data.labels, foreign)
+    named = record is not None and bool(record.arguments.get("labels"))
+    return match_labels(plan, classes, data.labels, record is None, named)
 
 
 def scoring_trainer(

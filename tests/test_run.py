@@ -12,6 +12,8 @@ from hf_xlt.cli.main import main
 from hf_xlt.data.sources import FileSource
 from hf_xlt.parsing import parse_arguments
 from hf_xlt.record import FINISHED, RunRecord
+from hf_xlt.training import phases
+from hf_xlt.training.phases import run_phases
 
 FAST = "--max-steps 4 --per-device-train-batch-size 8 --learning-rate 1e-3 --disable-tqdm --threads 1".split()
 
@@ -289,14 +291,27 @@ def test_when_a_run_looks_is_fixed_once_it_selects_by_what_it_sees(go):
     assert code == 2 and "started with `eval_delay`" in err
 
 
-def test_a_bad_test_label_costs_the_scoring_and_not_the_model(go, world):
+def test_a_bad_test_label_is_told_before_training_and_one_of_later_costs_the_scoring_alone(go, world, monkeypatch):
     write_data(world / "latebad")
-    good = (world / "latebad" / "test.de.jsonl").read_text()
-    write_rows(world / "latebad" / "test.de.jsonl", [{"text": "w1", "label": 9}])
+    test = world / "latebad" / "test.de.jsonl"
+    good = test.read_text()
+    write_rows(test, [{"text": "w1", "label": 9}])
     code, folder, _, err = go("--target-languages de", data="latebad")
-    assert code == 2 and "label 9 is outside the inventory" in err and "`--resume`, which only scores" in err
+    assert code == 2 and "label 9 is a bare number" in err and not folder.exists()
+    bad = test.read_text()
+    test.write_text(good)
+
+    def train_and_spoil(*args, **kwargs):
+        # As when somebody writes the file anew while the model is trained.
+        trained = run_phases(*args, **kwargs)
+        test.write_text(bad)
+        return trained
+
+    monkeypatch.setattr(phases, "run_phases", train_and_spoil)
+    code, folder, _, err = go("--target-languages de", data="latebad")
+    assert code == 2 and "label 9 is a bare number" in err and "`--resume`, which only scores" in err
     weights = (folder / "model.safetensors").read_bytes()
-    (world / "latebad" / "test.de.jsonl").write_text(good)
+    test.write_text(good)
     code, _, out, _ = go("--target-languages de --resume", data="latebad")
     assert code == 0 and "German" in out and (folder / "model.safetensors").read_bytes() == weights
 

@@ -151,19 +151,23 @@ class SourceScorer:
         Raises:
             ConfigError: the model cannot be loaded or does not fit the data.
         """
-        from hf_xlt.data.labels import LabelInventory
+        import dataclasses
+
+        from hf_xlt.data.model_labels import match_labels
         from hf_xlt.data.roles import VALIDATION
         from hf_xlt.evaluation import encode, score
         from hf_xlt.modelling.tokens import fit_tokenizer
         from hf_xlt.models import ModelSource
         from hf_xlt.scoring import scoring_trainer
 
-        source, plan = ModelSource.find(str(folder)), self._plan
+        # Each model may have its classes in an order of its own.
+        source, plan = ModelSource.find(str(folder)), dataclasses.replace(self._plan, sets=dict(self._plan.sets))
         task = plan.task
         fitted = fit_tokenizer(source, task, self._data.max_length, resize=None)
         model, tokenizer, inventory = fitted.source.load_trained(task), fitted.tokenizer, None
         if task.find_labels is not None:
-            inventory = LabelInventory(tuple(model.config.id2label[index] for index in sorted(model.config.id2label)))
+            classes = [str(model.config.id2label[index]) for index in sorted(model.config.id2label)]
+            inventory = match_labels(plan, classes, self._data.labels, foreign=True)
         max_length = fitted.max_length
         entries = plan.of_role(VALIDATION)
         features = {

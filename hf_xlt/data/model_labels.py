@@ -20,7 +20,9 @@ _GENERIC = re.compile(r"LABEL_\d+")
 _SHOWN = 8
 
 
-def match_labels(plan: DataPlan, classes: Sequence[str], given: Sequence[str] | None, foreign: bool) -> LabelInventory:
+def match_labels(
+    plan: DataPlan, classes: Sequence[str], given: Sequence[str] | None, foreign: bool, named: bool = False
+) -> LabelInventory:
     """Settle what the classes of a model are called, and let the plan's data be read as indices of these classes.
 
     Args:
@@ -28,6 +30,7 @@ def match_labels(plan: DataPlan, classes: Sequence[str], given: Sequence[str] | 
         classes: the model's classes in index order, as its config names them.
         given: their names as the user gave them, or None.
         foreign: whether nothing is known of the model but its config.
+        named: whether the model was trained on bare numbers, which the user named.
 
     Returns:
         The classes by the names that the data are read with.
@@ -55,7 +58,7 @@ def match_labels(plan: DataPlan, classes: Sequence[str], given: Sequence[str] | 
     }
     # A bare number is an index where nobody has named the classes, or the user has; and to a model of which nothing
     # else is known.
-    return LabelInventory(names, numbered=bool(given) or unnamed or foreign)
+    return LabelInventory(names, numbered=bool(given) or unnamed or foreign or named)
 
 
 def _values(entry: DataSet) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from hf_xlt.data.division import Division, parse_division
 from hf_xlt.data.labels import LabelInventory, alike, named
 from hf_xlt.data.overlap import Claims, Seen, Shared
 from hf_xlt.data.readings import columns_reading, settle_readings
+from hf_xlt.data.row_checks import check_rows
 from hf_xlt.data.shots import shot_order
 from hf_xlt.data.sources import Source
 from hf_xlt.data.targets import (
@@ -246,6 +247,9 @@ def resolve_data(
         sets[VALIDATION] = list(finder.find_if_there(VALIDATION, source, languages, arguments.validation_split))
     parts = [entry for role in sets for entry in sets[role] if entry.is_part]
     notes += finder.opener.describe_parts(parts)
+    for note, places in finder.told.items():
+        more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+        notes.append(f"{places[0]}{more}: {note}")
     if strict:
         finder.opener.check_used(bool(parts))
     _check_same_columns(entry for role in sets if role != TEXT for entry in sets[role])
@@ -254,10 +258,16 @@ def resolve_data(
     plan.division, plan.shared = division, finder.claims.shared
     plan.notes += [entry.describe() for entry in plan.shared]
     settle_readings(plan, labels)
-    return _with_known_labels(plan) if trains and task.find_labels else plan
+    if not trains:
+        return plan
+    inventory = _settle_labels(plan) if task.find_labels else None
+    labelled = [entry for role in plan.sets if role != TEXT for entry in plan.sets[role]]
+    # Several labels in a row are read by their task alone.
+    plan.notes += check_rows(labelled, None if task.find_threshold else inventory)
+    return plan
 
 
-def _with_known_labels(plan: DataPlan) -> DataPlan:
+def _settle_labels(plan: DataPlan) -> LabelInventory:
     """Let the labels of the training data settle how the task is scored."""
     _, inventory = plan.read_training()
     plan.task = plan.task.given_labels(inventory)
@@ -266,7 +276,7 @@ def _with_known_labels(plan: DataPlan) -> DataPlan:
         "they are meant to be."
         for one, other in alike(inventory.names)
     ]
-    return plan
+    return inventory
 
 
 def _check_same_columns(entries: Iterable[DataSet]) -> None:
@@ -305,6 +315,7 @@ class _Finder:
     task: Task
     opener: Opener
     notes: list[str] = field(default_factory=list)
+    told: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.claims = Claims(self.arguments.allow_shared_rows, _HARMLESS)
@@ -384,6 +395,8 @@ class _Finder:
         where = f"{source.name} ({language}, {split})"
         if shape.rows == 0:
             raise ConfigError(f"{where} is empty: it has no rows to use as {role} data.")
+        if shape.note and where not in self.told.setdefault(shape.note, []):
+            self.told[shape.note].append(where)
         given = {role: getattr(self.arguments, f"{role}_column") for role in COLUMN_ROLES}
         present, reading = shape.columns, None
         if self.arguments.label_columns and role != TEXT:

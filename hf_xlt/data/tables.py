@@ -25,10 +25,11 @@ SPLIT_COLUMN = "split"
 
 @dataclass(frozen=True)
 class Shape:
-    """Columns and number of rows of one set."""
+    """Columns and number of rows of one set, and what the user should know of how it is read."""
 
     columns: tuple[str, ...]
     rows: int
+    note: str | None = None
 
 
 class Rows(NamedTuple):

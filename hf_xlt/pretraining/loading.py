@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_xlt.data.formats import read_file, suffix_of
 from hf_xlt.data.patterns import parse_language_map
 from hf_xlt.data.sources import FileSource, HubSource, make_source
 from hf_xlt.data.tables import SPLIT_COLUMN
@@ -161,13 +162,16 @@ def _cached(code: str, parts: Sequence[tuple[Source, Any]], tokenizer: Any) -> C
 def _open_stream(opened: Any, source: Source, code: str) -> Any:
     from datasets import load_dataset
 
-    kinds = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
+    # Others are read whole: a parser of delimited text that streams loses rows at a stray quotation mark.
+    kinds = {".parquet": "parquet", ".jsonl": "json"}
     try:
         if isinstance(opened, FileSource):
             path = opened._path(code, source.split)
-            options = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
-            kind = kinds[path.suffix.lower()]
-            stream = load_dataset(kind, data_files=str(path), split="train", streaming=True, **options)
+            kind = kinds.get(suffix_of(path))
+            if kind is None:
+                stream = read_file(path).to_iterable_dataset()
+            else:
+                stream = load_dataset(kind, data_files=str(path), split="train", streaming=True)
             if opened.names_splits(path):
                 stream = stream.filter(functools.partial(_is_of_split, split=source.split))
             return stream

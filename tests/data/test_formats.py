@@ -18,7 +18,7 @@ def read(tmp_path):
         path = tmp_path / name
         data = content.encode(encoding) if isinstance(content, str) else content
         path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-        assert inspect_file(path) == (tuple(read_file(path).column_names), len(read_file(path)))
+        assert inspect_file(path)[:2] == (tuple(read_file(path).column_names), len(read_file(path)))
         return read_file(path)[:]
 
     return through
@@ -41,14 +41,18 @@ def test_quoted_line_breaks_delimiters_and_marks_keep_working(read, end):
     assert (
         read("a.tsv", content.replace(",good", "\tgood").replace(",bad", "\tbad").replace("t,l", "t\tl")) == expected
     )
+    assert read("one.csv", end.join(["text", '"one', 'two"', "three"]))["text"] == [f"one{end}two", "three"]
     assert read("u.tsv", "text\tlabel\na\u2028b\tgood\n")["text"] == ["a\u2028b"]
 
 
-def test_a_tsv_without_quotation_keeps_every_row(read):
+def test_a_tsv_without_quotation_keeps_every_row_and_says_so(read, tmp_path):
     rows = ['"mies mies\tbad', "toll\tgood", '"prima" sagt er\tgood', 'nur ein " hier\tbad', '"ganz"\tgood']
     found = read("a.tsv", "\n".join(["text\tlabel", *rows]))
     assert found["text"] == ['"mies mies', "toll", '"prima" sagt er', 'nur ein " hier', '"ganz"']
     assert found["label"] == ["bad", "good", "good", "bad", "good"]
+    assert inspect_file(tmp_path / "a.tsv").note.startswith("quotation marks are taken as text")
+    read("b.tsv", 'text\tlabel\n"a"\tb\n')
+    assert inspect_file(tmp_path / "b.tsv").note is None
 
 
 SWALLOWED = 'text,label\nfroh,good\n"mies,bad\ntoll,good\nprima",good\nübel,bad\n'
@@ -62,7 +66,7 @@ BAD = {
     "text behind": ("a.csv", 'text,label\n"abc"d,bad\n', r"line 2: text follows a closing quotation mark"),
     "text behind in tsv": ("a.tsv", 'text\tlabel\n"a\nb" c\tbad\n', r"text follows a closing quotation mark"),
     "too many": ("a.csv", 'text,label\n"a\nb",c\nx,y,z\n', r"line 4: 3 fields, but the header names 2 columns"),
-    "too few": ("a.tsv", "text\tlabel\nx\n", r"line 2: 1 fields, but the header names 2 columns"),
+    "too few": ("a.tsv", "text\tlabel\nx\n", r"line 2: 1 field, but the header names 2 columns"),
     "a column twice": ("a.csv", "text,label,label\nx,y,z\n", r"has the column `label` 2 times"),
     "not UTF-8": (
         "a.csv",
@@ -77,6 +81,8 @@ BAD = {
         r"line 2: 2 columns, where a word and its tag are expected",
     ),
     "no conllu": ("a.conllu", "1\tA\tB\n", r"line 1: 3 fields between tabs, where CoNLL-U has 10"),
+    "withheld text": ("a.conllu", "1\t_\t_\tNOUN\t_\t_\t0\troot\t_\t_\n", r"its text is withheld"),
+    "blank lines count": ("a.csv", 'text,label\n\nx,y\n"p, q",r\n\nz\n', r"line 6: 1 field, but the header"),
     "blank": ("a.csv", "\n\n", "the file is empty"),
 }
 
@@ -119,6 +125,10 @@ def test_words_in_columns_as_their_authors_ship_them(read):
     assert read("train.iob2", uner) == expected
     conll2003 = "-DOCSTART- -X- -X- O\n\nEmir NNP B-NP B-PER\nof IN B-PP O\n# SYM O O\n\nKano NNP B-NP B-LOC\n"
     assert read("eng.txt", conll2003) == expected
+    ranges = uner.replace("1\tEmir", "1-2\tEmirof\t_\t-\ta\n1\tEmir")
+    assert read("ranges.iob2", ranges) == expected
+    assert read("blank.txt", "a\u00a0b B-PER\n\u2028 O\n")["tokens"] == [["a\u00a0b", "\u2028"]]
+    assert read("between.txt", "a O\n-DOCSTART- O\nb O\n")["tokens"] == [["a"], ["b"]]
 
 
 def test_universal_dependencies_are_read_as_syntactic_words(read):
@@ -127,10 +137,20 @@ def test_universal_dependencies_are_read_as_syntactic_words(read):
 
     words = [line("1-2", "Zum", "_"), line("1", "Zu", "ADP"), line("2", "dem", "DET"), line("2.1", "geht", "VERB")]
     content = "\n".join(
-        ["# newdoc", "# text = Zum #1", *words, line("3", "#1", "NUM"), "", line("1", "Ja", "INTJ"), ""]
+        [
+            "# newdoc",
+            "# sent_id = w-1",
+            "# text = Zum #1",
+            *words,
+            line("3", "#1", "NUM"),
+            "",
+            line("1", "Ja", "INTJ"),
+            "",
+        ]
     )
     found = read("de-ud-test.conllu", content)
     assert found["tokens"] == [["Zu", "dem", "#1"], ["Ja"]] and found["tags"] == [["ADP", "DET", "NUM"], ["INTJ"]]
+    assert found["upos"] == found["tags"] and found["xpos"] == [["X"] * 3, ["X"]] and found["id"] == ["w-1", None]
     assert read("a.conllu.gz", content) == found and found["lemmas"][0] == ["zu", "dem", "#1"]
 
 
