@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from contexts import LORA, make_context
 from safetensors.torch import load_file
 from tiny import same_weights
@@ -105,7 +106,7 @@ def test_killed_during_a_save(name, point, whole, tmp_path):
     from hf_xlt.training.state import ExtraState
 
     owners = {
-        "transformers.Trainer": trainer_module.Trainer,
+        "transformers.Trainer": transformers.Trainer,
         "state.ExtraState": ExtraState,
         "trainer": trainer_module,
         "shutil": shutil,
