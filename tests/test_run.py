@@ -307,8 +307,9 @@ def test_a_bad_test_label_is_told_before_training_and_one_of_later_costs_the_sco
         test.write_text(bad)
         return trained
 
-    monkeypatch.setattr(phases, "run_phases", train_and_spoil)
-    code, folder, _, err = go("--target-languages de", data="latebad")
+    with monkeypatch.context() as patch:
+        patch.setattr(phases, "run_phases", train_and_spoil)
+        code, folder, _, err = go("--target-languages de", data="latebad")
     assert code == 2 and "label 9 is a bare number" in err and "`--resume`, which only scores" in err
     weights = (folder / "model.safetensors").read_bytes()
     test.write_text(good)
