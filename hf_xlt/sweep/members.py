@@ -105,7 +105,7 @@ def read_plans(members: Sequence[Member]) -> dict[str, PlannedCost]:
     Raises:
         ConfigError: the data cannot be used.
     """
-    from hf_xlt.preparation import plan_run
+    from hf_xlt.preparation import plan_run, plan_updates
 
     costs: dict[str, PlannedCost] = {}
     for member in members:
@@ -117,7 +117,7 @@ def read_plans(members: Sequence[Member]) -> dict[str, PlannedCost]:
             plan, _ = plan_run(arguments)
         except ConfigError as error:
             raise ConfigError(f"strategy `{name}`: {error}" if member.strategy else str(error)) from error
-        costs[name] = planned_cost(arguments, plan)
+        costs[name] = planned_cost(arguments, plan, plan_updates(arguments, plan, exact=True))
     return costs
 
 
