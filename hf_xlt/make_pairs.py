@@ -24,6 +24,7 @@ from hf_xlt.data.sources import Source, make_source
 from hf_xlt.errors import ConfigError, RunError, close_match
 from hf_xlt.files import sync_file, sync_folder
 from hf_xlt.languages import check_code
+from hf_xlt.written import carry_over
 
 MANIFEST_NAME = "pairs.json"
 README_NAME = "README.md"
@@ -255,7 +256,7 @@ def write_pairs(folder: Path, recipe: Recipe, source: Source, splits: Sequence[P
 
 
 def _replace_folder(part: Path, folder: Path) -> None:
-    """Put a finished folder in the place of another, which is deleted only then."""
+    """Put a finished folder in the place of another, whose pairs are deleted only then; other files there stay."""
     before = part.with_suffix(".old")
     if folder.is_dir():
         os.replace(folder, before)
@@ -265,7 +266,8 @@ def _replace_folder(part: Path, folder: Path) -> None:
         if before.is_dir():
             os.replace(before, folder)
         raise
-    shutil.rmtree(before, ignore_errors=True)
+    if before.is_dir():
+        carry_over(before, folder)
     sync_folder(folder.absolute().parent)
 
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,10 +19,12 @@ from typing import Any
 from hf_xlt.arguments import Arguments
 from hf_xlt.errors import EXIT_INTERRUPTED, EXIT_USAGE, ConfigError, Interrupted, RunError
 from hf_xlt.files import write_json
+from hf_xlt.output import kept_note
 from hf_xlt.planning import PlannedCost
 from hf_xlt.record import FINISHED, RECORD_NAME, RunRecord
 from hf_xlt.streams import print_document
 from hf_xlt.sweep.members import DONOR, EACH, Member, divided_flags, plan_members, read_plans
+from hf_xlt.written import delete_written
 
 SWEEP_NAME = "sweep.json"
 LOGS_NAME = "logs"
@@ -137,11 +138,19 @@ def _claim(folder: Path, members: Sequence[Member], resume: bool, overwrite: boo
                 "`--resume`, or give another `--output-dir`."
             )
         if overwrite:
-            # The definition goes last: a deletion cut short still looks like a sweep that may be overwritten.
-            for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == SWEEP_NAME):
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+            others = delete_written(folder, _members_there(path, members))
+            for note in kept_note(folder, [entry.relative_to(folder).as_posix() for entry in others]):
+                say(note)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, definition)
+
+
+def _members_there(path: Path, members: Sequence[Member]) -> tuple[str, ...]:
+    """Return the names of the runs of the sweep that is there; of a damaged one, of the runs asked for."""
+    try:
+        return tuple(run["name"] for run in _read(path)["runs"])
+    except (ConfigError, KeyError, TypeError):
+        return tuple(member.name for member in members)
 
 
 def _read(path: Path) -> Any:
