@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import typer
@@ -84,4 +85,13 @@ def _output_path(output: str | None, overwrite: bool) -> Path | None:
         raise ConfigError(f"`--output {path}` is a directory; give a file such as `{path}/languages.json`.")
     if path and path.exists() and not overwrite:
         raise ConfigError(f"`{path}` is there already. Add `--overwrite` to replace it, or give another name.")
+    if path and path.exists() and not _is_manifest(path):
+        raise ConfigError(f"`{path}` is no manifest of `hf-xlt lang-stats`, so it is left alone; give another name.")
     return path
+
+
+def _is_manifest(path: Path) -> bool:
+    try:
+        return {"format_version", "tokenizer", "languages"} <= set(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return False

@@ -22,8 +22,9 @@ from hf_xlt.data.pairing import DIFFERENT, SAME, Pairing, pair_sentences
 from hf_xlt.data.patterns import parse_language_map
 from hf_xlt.data.sources import Source, make_source
 from hf_xlt.errors import ConfigError, RunError, close_match
-from hf_xlt.files import keep_others, sync_file, sync_folder
+from hf_xlt.files import sync_file, sync_folder
 from hf_xlt.languages import check_code
+from hf_xlt.written import carry_over
 
 MANIFEST_NAME = "pairs.json"
 README_NAME = "README.md"
@@ -264,9 +265,9 @@ def _tables_of(folder: Path) -> list[Path]:
 
 
 def _replace_folder(part: Path, folder: Path) -> None:
-    """Put a finished folder in the place of another, which is deleted only then."""
+    """Put a finished folder in the place of another, whose pairs are deleted only then; other files there stay."""
     before = part.with_suffix(".old")
-    written = _tables_of(folder)
+    _tables_of(folder)
     if folder.is_dir():
         os.replace(folder, before)
     try:
@@ -276,8 +277,7 @@ def _replace_folder(part: Path, folder: Path) -> None:
             os.replace(before, folder)
         raise
     if before.is_dir():
-        keep_others(before, folder, (MANIFEST_NAME, README_NAME, *(path.name for path in written)))
-    shutil.rmtree(before, ignore_errors=True)
+        carry_over(before, folder)
     sync_folder(folder.absolute().parent)
 
 

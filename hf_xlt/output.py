@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from hf_xlt.errors import ConfigError, RunError
-from hf_xlt.files import is_written, remove_written
+from hf_xlt.files import write_text
 from hf_xlt.record import RECORD_NAME, RunRecord
+from hf_xlt.written import delete_written, sort_out
 
 
 def inspect_output(folder: Path, *, resume: bool, overwrite: bool) -> RunRecord | None:
@@ -58,18 +60,44 @@ def check_folder(folder: Path) -> None:
         raise ConfigError(f"nothing can be written to `{folder}`; give another directory for the output.")
 
 
-def claim_output(folder: Path, *, overwrite: bool) -> None:
-    """Make the directory, and with `overwrite` delete the run that it holds; what no run wrote stays.
+def claim_output(folder: Path, *, overwrite: bool) -> tuple[str, ...]:
+    """Make the directory, and with `overwrite` delete the run that it holds.
+
+    Returns:
+        Names of what no run wrote there, which stays.
 
     Raises:
         RunError: it cannot be made.
     """
+    others: tuple[Path, ...] = ()
     try:
         if overwrite and (folder / RECORD_NAME).is_file():
-            remove_written(folder, RECORD_NAME)
+            others = delete_written(folder)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"output directory `{folder}` cannot be used: {error.strerror}. Give another.") from error
+    return tuple(path.relative_to(folder).as_posix() for path in others)
+
+
+def kept_note(folder: Path, others: Sequence[str]) -> list[str]:
+    """Say what stays in a folder whose run is deleted; nothing where all of it was the run's."""
+    named = ", ".join(f"`{name}`" for name in others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+    return [f"Note: {named} in `{folder}` was not written by a run and stays."] if others else []
+
+
+def write_card(folder: Path, record: RunRecord) -> list[str]:
+    """Write a run's card, unless one is there that was edited by hand.
+
+    Returns:
+        A note where it was.
+    """
+    from hf_xlt.model_cards.card import CARD_NAME, is_generated, render
+
+    path = folder / CARD_NAME
+    if path.is_file() and not is_generated(path.read_text(encoding="utf-8", errors="replace")):
+        return [f"Note: {CARD_NAME} was edited by hand and is left alone; `hf-xlt card --overwrite` renders it anew."]
+    write_text(path, render(record))
+    return []
 
 
 def check_space(
@@ -101,9 +129,7 @@ def check_space(
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     if overwrite and folder.is_dir():
-        ours = [path for path in folder.iterdir() if is_written(path)]
-        inside = (file for path in ours for file in (path.rglob("*") if path.is_dir() else [path]))
-        free += sum(file.stat().st_size for file in inside if file.is_file())
+        free += sum(path.stat().st_size for path in sort_out(folder).written if path.is_file())
     if free < needed:
         raise RunError(
             f"`{folder}` has {free / 2**20:,.0f} MiB free, and the model with its checkpoints needs about "

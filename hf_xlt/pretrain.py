@@ -12,7 +12,7 @@ from typing import Any
 
 from hf_xlt.errors import ConfigError, Interrupted, close_match
 from hf_xlt.launch import check_launch, is_first_process, set_threads
-from hf_xlt.output import check_space, claim_output, inspect_output
+from hf_xlt.output import check_space, claim_output, inspect_output, kept_note, write_card
 from hf_xlt.pretraining.plan import Phase, split_budget
 from hf_xlt.pretraining.plan_file import Plan
 from hf_xlt.record import FINISHED, INTERRUPTED, RUNNING, RunRecord
@@ -256,7 +256,8 @@ class Pretraining:
             say(line)
         if is_first_process():
             check_space(self.folder, record.model["parameters"], True, self.request.overwrite)
-            claim_output(self.folder, overwrite=self.request.overwrite)
+            for note in kept_note(self.folder, claim_output(self.folder, overwrite=self.request.overwrite)):
+                say(note)
             # A resumed pre-training may have been given further phases, or other ones to come.
             record.data = {report.phase.name: describe_phase(report) for report in reports}
             record.languages = {"text": describe_languages(record.data)}
@@ -302,16 +303,8 @@ class Pretraining:
             try_batches(phase, self.load_text(phase, tokenizer), tokenizer, self.config)
 
     def _write_card(self, record: RunRecord) -> None:
-        from hf_xlt.files import write_text
-        from hf_xlt.model_cards.card import CARD_NAME, is_generated, render
-
-        path = self.folder / CARD_NAME
-        if not is_first_process():
-            return
-        if path.is_file() and not is_generated(path.read_text(encoding="utf-8")):
-            say(f"Note: {CARD_NAME} was edited by hand and is left alone; `hf-xlt card --overwrite` renders it anew.")
-            return
-        write_text(path, render(record))
+        for note in write_card(self.folder, record) if is_first_process() else ():
+            say(note)
 
     def _context(self, flag: Any) -> Any:
         from hf_xlt.strategies.meta_pretraining.phases import pretraining_phases

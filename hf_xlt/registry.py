@@ -150,7 +150,7 @@ def left_beside(kind: str) -> tuple[str, ...]:
     """Return the names of what strategies leave beside a model.
 
     Args:
-        kind: `PLOTS` or `FILES`.
+        kind: `PLOTS`, `FILES` or `KEPT`.
     """
     modules = [card_module(name) for name in STRATEGIES]
     return tuple(name for module in modules for name in getattr(module, kind, ()))

@@ -21,7 +21,7 @@ from hf_xlt.data.roles import TRAINING, DataPlan
 from hf_xlt.errors import ConfigError, Interrupted, reports_errors
 from hf_xlt.generalized_results import GeneralizedResults
 from hf_xlt.launch import check_launch, is_first_process, set_threads
-from hf_xlt.output import check_space, claim_output, inspect_output
+from hf_xlt.output import check_space, claim_output, inspect_output, kept_note, write_card
 from hf_xlt.parsing import parse_arguments
 from hf_xlt.planning import describe_plan, of_adapter, plan_values, planned_snapshots
 from hf_xlt.record import FINISHED, INTERRUPTED, TRAINED, RunRecord
@@ -169,7 +169,8 @@ class Run:
         averages = self.arguments.average.average
         snapshots = planned_snapshots(self.arguments, self.plan)
         check_space(self.folder, record.model["parameters"], saves, overwrite, trainable, averages, snapshots)
-        claim_output(self.folder, overwrite=overwrite)
+        for note in kept_note(self.folder, claim_output(self.folder, overwrite=overwrite)):
+            say(note)
         if self.before is None:
             record.write(self.folder)
 
@@ -336,9 +337,7 @@ class Run:
         from hf_xlt.bookkeeping import add_test_fingerprints
         from hf_xlt.comparators import write_comparators
         from hf_xlt.evaluation import write_results
-        from hf_xlt.files import write_text
         from hf_xlt.generalized import replace_generalized
-        from hf_xlt.model_cards.card import render
 
         if is_first_process():
             add_test_fingerprints(record, self.plan)
@@ -348,7 +347,8 @@ class Run:
             record.plots = record.with_plots(self.folder).plots
         self._keep(record, FINISHED)
         if is_first_process():
-            write_text(self.folder / "README.md", render(record))
+            for note in write_card(self.folder, record):
+                say(note)
             discard_snapshots(self.folder)
 
     def _show(self, record: RunRecord) -> None:

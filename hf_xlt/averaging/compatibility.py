@@ -130,7 +130,7 @@ def _compare(first: tuple[Path, dict], other: tuple[Path, dict], strict: bool, n
 def _setting(config: dict[str, Any], key: str) -> Any:
     """Return a setting of a config, or of the text model's in it, where the sizes of models of several kinds lie."""
     nested = config.get("text_config")
-    return config[key] if key in config or not isinstance(nested, dict) else nested.get(key)
+    return config.get(key) if key in config or not isinstance(nested, dict) else nested.get(key)
 
 
 def _labels(config: dict[str, Any]) -> list[str] | None:

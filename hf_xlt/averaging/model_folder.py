@@ -13,6 +13,7 @@ from torch import nn
 from hf_xlt.averaging.parameters import bare
 from hf_xlt.errors import ConfigError
 from hf_xlt.files import sync_file, sync_folder
+from hf_xlt.written import carry_over
 
 
 def check_name(name: str | None) -> None:
@@ -30,7 +31,7 @@ def check_name(name: str | None) -> None:
 
 
 def write_model(model: nn.Module, processing_class: Any, folder: Path) -> None:
-    """Save a model and its tokenizer; an earlier folder of that name is replaced.
+    """Save a model and its tokenizer; an earlier one in a folder of that name is replaced, other files there stay.
 
     Args:
         model: to save; one without `save_pretrained` becomes a weight file alone.
@@ -41,8 +42,10 @@ def write_model(model: nn.Module, processing_class: Any, folder: Path) -> None:
         OSError: the disk is full or not writable; what was there is kept.
     """
     part, old = (folder.with_name(f".{folder.name}.{end}") for end in ("part", "old"))
-    for left in (part, old):
-        shutil.rmtree(left, ignore_errors=True)
+    shutil.rmtree(part, ignore_errors=True)
+    if old.exists():
+        # Left by a killed process.
+        carry_over(old, folder) if folder.exists() else os.replace(old, folder)
     part.mkdir(parents=True)
     try:
         model = bare(model)
@@ -57,8 +60,14 @@ def write_model(model: nn.Module, processing_class: Any, folder: Path) -> None:
         sync_folder(part)
         if folder.exists():
             os.replace(folder, old)
-        os.replace(part, folder)
+        try:
+            os.replace(part, folder)
+        except OSError:
+            if os.path.lexists(old):
+                os.replace(old, folder)
+            raise
         sync_folder(folder.parent)
+        if os.path.lexists(old):
+            carry_over(old, folder)
     finally:
-        for left in (part, old):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from hf_xlt.averaging.callback import CheckpointAveragingCallback
 from hf_xlt.averaging.model_folder import write_model
 from hf_xlt.errors import RunError
 from hf_xlt.models import is_adapted
+from hf_xlt.written import delete_written
 
 SNAPSHOTS_NAME = "snapshots"
 
@@ -82,4 +83,5 @@ def check_snapshots(run: Path, steps: tuple[int, ...]) -> None:
 
 def discard_snapshots(run: Path) -> None:
     """Delete a run's snapshots."""
-    shutil.rmtree(run / SNAPSHOTS_NAME, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        delete_written(run / SNAPSHOTS_NAME, itself=True)

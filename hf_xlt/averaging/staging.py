@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hf_xlt.errors import ConfigError, RunError
-from hf_xlt.files import RUN_FILES, RUN_FOLDERS, keep_others, sync_file, sync_folder
+from hf_xlt.files import sync_file, sync_folder
+from hf_xlt.written import carry_over, sort_out
 
 MANIFEST_NAME = "averaging.json"
 _MARGIN_BYTES = 16 * 2**20
@@ -104,7 +105,7 @@ def sweep(output: Path) -> None:
     output = output.absolute()
     for aside in sorted(output.parent.glob(f".{output.name}.*.old")):
         if output.exists():
-            shutil.rmtree(aside, ignore_errors=True)
+            carry_over(aside, output)
         else:
             os.rename(aside, output)
     for part in output.parent.glob(f".{output.name}.*.part"):
@@ -143,14 +144,12 @@ def _make_durable(part: Path) -> None:
 
 def _move_into_place(part: Path, output: Path) -> None:
     if output.is_dir() and any(output.iterdir()):
-        if _exchange(part, output):
-            keep_others(part, output, RUN_FILES, RUN_FOLDERS)
-        else:
+        # Swapped, the old folder would pass for a half-written one, and files of the user's would go with it.
+        if sort_out(output).others or not _exchange(part, output):
             aside = output.with_name(f".{output.name}.{secrets.token_hex(4)}.old")
             os.rename(output, aside)
             os.rename(part, output)
-            keep_others(aside, output, RUN_FILES, RUN_FOLDERS)
-            shutil.rmtree(aside, ignore_errors=True)
+            carry_over(aside, output)
     else:
         if output.is_dir():
             # Only POSIX replaces an empty folder on renaming.

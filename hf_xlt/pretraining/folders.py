@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hf_xlt.errors import ConfigError, RunError
 from hf_xlt.files import sync_file, sync_folder
+from hf_xlt.written import carry_over
 
 
 def check_folder(folder: Path, *, overwrite: bool, known: Iterable[str], what: str) -> None:
@@ -84,4 +85,4 @@ def _exchange(part: Path, folder: Path) -> None:
     except BaseException:
         os.replace(old, folder)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    carry_over(old, folder)

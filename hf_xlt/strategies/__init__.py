@@ -1,7 +1,8 @@
 """One module or package per strategy; each ends in `STRATEGY = Strategy(...)`, in a package in its module `entry`.
 
 A package may have a module `card`, which imports no torch: `block(phase)` says what a card tells of a phase, `PLOTS`
-and `FILES` name what the strategy leaves beside the model.
+and `FILES` name what the strategy leaves beside the model, `KEPT` what it leaves in a folder there (`FOLDER/FILE`) and
+never pushes.
 """
 
 from __future__ import annotations

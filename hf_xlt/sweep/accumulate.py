@@ -102,8 +102,7 @@ def accumulate(
 
 
 def _average(places: Sequence[Path], output: Path, command: str, score: Callable[[Path], Results]) -> Results:
-    shutil.rmtree(output, ignore_errors=True)
-    average_checkpoints(places, output, head=REQUIRE_EQUAL, command=command)
+    average_checkpoints(places, output, head=REQUIRE_EQUAL, command=command, overwrite=True)
     return score(output)
 
 

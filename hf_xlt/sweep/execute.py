@@ -18,12 +18,13 @@ from typing import Any
 
 from hf_xlt.arguments import Arguments
 from hf_xlt.errors import EXIT_INTERRUPTED, EXIT_USAGE, ConfigError, Interrupted, RunError
-from hf_xlt.files import RUN_FOLDERS, remove_written, write_json
+from hf_xlt.files import write_json
+from hf_xlt.output import kept_note
 from hf_xlt.planning import PlannedCost
 from hf_xlt.record import FINISHED, RECORD_NAME, RunRecord
 from hf_xlt.streams import print_document
-from hf_xlt.sweep.accumulate import OUTPUT_NAME
 from hf_xlt.sweep.members import DONOR, EACH, Member, divided_flags, plan_members, read_plans
+from hf_xlt.written import delete_written
 
 SWEEP_NAME = "sweep.json"
 LOGS_NAME = "logs"
@@ -137,29 +138,19 @@ def _claim(folder: Path, members: Sequence[Member], resume: bool, overwrite: boo
                 "`--resume`, or give another `--output-dir`."
             )
         if overwrite:
-            _remove_sweep(folder)
+            others = delete_written(folder, _members_there(path, members))
+            for note in kept_note(folder, [entry.relative_to(folder).as_posix() for entry in others]):
+                say(note)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, definition)
 
 
-def _remove_sweep(folder: Path) -> None:
-    """Delete a sweep with its runs; what neither wrote stays, also inside the folders of runs."""
+def _members_there(path: Path, members: Sequence[Member]) -> tuple[str, ...]:
+    """Return the names of the runs of the sweep that is there; of a damaged one, of the runs asked for."""
     try:
-        names = [run["name"] for run in json.loads((folder / SWEEP_NAME).read_text(encoding="utf-8"))["runs"]]
-    except (ValueError, KeyError, TypeError, OSError):
-        names = []
-    for name in (*names, DONOR, OUTPUT_NAME):
-        home = folder / name
-        if folder in home.parents and ".." not in home.parts and home.is_dir() and not home.is_symlink():
-            remove_written(home, RECORD_NAME)
-            _remove_empty(home, folder)
-    remove_written(folder, SWEEP_NAME, folders=(*RUN_FOLDERS, LOGS_NAME, "comparison", ".accumulating"))
-
-
-def _remove_empty(place: Path, top: Path) -> None:
-    while place != top and not any(place.iterdir()):
-        place.rmdir()
-        place = place.parent
+        return tuple(run["name"] for run in _read(path)["runs"])
+    except (ConfigError, KeyError, TypeError):
+        return tuple(member.name for member in members)
 
 
 def _read(path: Path) -> Any:

@@ -8,29 +8,35 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 from hf_xlt.files import sync_file, sync_folder, write_json
+from hf_xlt.written import COMPLETE_NAME, delete_files, delete_written, sort_out
 
-COMPLETE_NAME = "complete.json"
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 
 
-def seal(folder: Path) -> None:
-    """Make a checkpoint's files durable and declare it complete."""
+def seal(folder: Path, others: frozenset[Path] = frozenset()) -> None:
+    """Make a checkpoint's files durable and declare it complete.
+
+    Args:
+        folder: the checkpoint.
+        others: what `unseal` found in it that is no part of it; it may change and counts for nothing.
+    """
     sizes = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != COMPLETE_NAME:
+        if path.is_file() and path.name != COMPLETE_NAME and others.isdisjoint((path, *path.parents)):
             sync_file(path)
             sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
     write_json(folder / COMPLETE_NAME, {"files": sizes})
     sync_folder(folder.parent)
 
 
-def unseal(folder: Path) -> None:
-    """Declare a checkpoint incomplete, before its files are replaced or deleted."""
+def unseal(folder: Path) -> frozenset[Path]:
+    """Declare a checkpoint incomplete, before its files are replaced; return what in it no run wrote."""
+    others = frozenset(sort_out(folder).others)
     (folder / COMPLETE_NAME).unlink(missing_ok=True)
+    return others
 
 
 def is_complete(folder: Path) -> bool:
@@ -61,11 +67,18 @@ def newest_complete(run_folder: Path) -> Path | None:
 
 
 def remove_incomplete(run_folder: Path) -> list[Path]:
-    """Delete the checkpoint folders that a killed run left unfinished; return them."""
-    unfinished = [folder for folder in list_checkpoints(run_folder) if not is_complete(folder)]
+    """Delete the checkpoints that a killed run left unfinished, and nothing else in their folders; return them."""
+    checkpoints = list_checkpoints(run_folder)
+    # A folder in which only files of the user's are left was no checkpoint any more.
+    unfinished = [folder for folder in checkpoints if not is_complete(folder) and _holds_checkpoint(folder)]
     for folder in unfinished:
-        shutil.rmtree(folder)
+        delete_written(folder, itself=True)
     return unfinished
+
+
+def _holds_checkpoint(folder: Path) -> bool:
+    contents = sort_out(folder)
+    return bool(contents.written) or not contents.others
 
 
 def rotate(run_folder: Path, limit: int | None, best: Path | None) -> None:
@@ -82,5 +95,12 @@ def rotate(run_folder: Path, limit: int | None, best: Path | None) -> None:
     kept = {folders[-1]} | {folder for folder in folders if best is not None and folder.name == Path(best).name}
     excess = len(folders) - max(limit, len(kept))
     for folder in [folder for folder in folders if folder not in kept][: max(excess, 0)]:
-        unseal(folder)
-        shutil.rmtree(folder)
+        _delete_complete(folder)
+
+
+def _delete_complete(folder: Path) -> None:
+    # Its seal names files that no pattern knows, and has to go first: what is half deleted must not count.
+    contents = sort_out(folder)
+    unseal(folder)
+    delete_files(contents)
+    delete_written(folder, itself=True)

@@ -486,8 +486,7 @@ class XLTTrainer(ReloadingTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            unseal(folder)
+        others = unseal(folder) if self.args.should_save else frozenset()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
@@ -498,6 +497,6 @@ class XLTTrainer(ReloadingTrainer):
             self._extra_state.write(folder)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            seal(folder)
+            seal(folder, others)
             best = self.state.best_model_checkpoint
             rotate(folder.parent, limit, Path(best) if best else None)

@@ -15,9 +15,9 @@ from hf_xlt.training.checkpoints import (
 
 def make(folder, step, sealed=True):
     path = folder / f"checkpoint-{step}"
-    (path / "inner").mkdir(parents=True)
+    (path / "global_step1").mkdir(parents=True)
     (path / "model.safetensors").write_bytes(b"weights" * step)
-    (path / "inner" / "state.json").write_text("{}")
+    (path / "global_step1" / "xlt_state.json").write_text("{}")
     if sealed:
         seal(path)
     return path
@@ -38,7 +38,7 @@ def test_a_damaged_folder_does_not_count(tmp_path, damage):
     elif damage == "grow":
         weights.write_bytes(weights.read_bytes() + b"x")
     elif damage == "delete":
-        (path / "inner" / "state.json").unlink()
+        (path / "global_step1" / "xlt_state.json").unlink()
     else:
         (path / COMPLETE_NAME).write_text('{"files":')
     assert not is_complete(path) and newest_complete(tmp_path) is None

@@ -9,6 +9,7 @@ from hf_xlt.languages import english_name
 
 FIGURE_NAME = "representations.png"
 PLOTS = (FIGURE_NAME,)
+KEPT = ("rtn/rtn.safetensors", "rtn/rtn_config.json")
 
 
 def block(phase: dict[str, Any]) -> dict[str, Any] | None:
