@@ -89,7 +89,8 @@ def _without_folders(token: str) -> str:
             return json.dumps(_plain(json.loads(token)))
         except ValueError:
             pass
-    if "://" in token:
+    if re.match(r"https?://[^@]*$", token):
+        # An address is no place here, unless it holds a login.
         return token
     prefix, separator, value = token.rpartition("=")
     local = value.startswith(("/", "~", ".")) or value.count("/") > 1

@@ -52,3 +52,6 @@ def test_json_values_keep_their_slashes_and_lose_only_paths():
         assert repeated.config.lr_scheduler_kwargs == kept
     assert json.loads(shareable_arguments({"gate_values": '{"a//b": 0.5}'}, ())["gate_values"]) == {"a//b": 0.5}
     assert shareable_command(["--x", "https://host/a/b"]).endswith("https://host/a/b")
+    for private in ("file:///home/me/a.csv", "https://me:secret@host/a/b"):
+        told = shareable_command(["--x", private])
+        assert "home/me" not in told and "secret" not in told

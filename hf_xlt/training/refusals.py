@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_xlt.errors import ConfigError
+from hf_xlt.languages import find_same
 
 if TYPE_CHECKING:
     from hf_xlt.training.trainer import XLTTrainer
@@ -153,9 +154,9 @@ def check_selection(trainer: XLTTrainer) -> None:
             f"`metric_for_best_model` is {asked!r}, and without `compute_metrics` the loss is the only metric. Pass "
             "`compute_metrics`, or choose `avg_loss`."
         )
-    evaluated = [language for language in datasets if language in sources]
+    evaluated = [language for language in datasets if find_same(language, sources)]
     language = language_of(name, datasets)
-    of_target = name.startswith(f"{TARGET_AVERAGE}_") or (language is not None and language not in sources)
+    of_target = name.startswith(f"{TARGET_AVERAGE}_") or (language is not None and not find_same(language, sources))
     if of_target and not trainer.select_on_target_validation:
         raise ConfigError(
             f"`metric_for_best_model` is {asked!r}, which target-language labels decide. Choose "
