@@ -55,7 +55,7 @@ def read_tests(
     max_length: int,
     roles: tuple[str, ...] = (SOURCE_TEST, TARGET_TEST, AUXILIARY_TEST),
 ) -> dict[str, Any]:
-    """Read and encode every test set, or the sets of other roles; the first moment at which test rows are looked at.
+    """Read and encode every test set, or the sets of other roles; a model is shown test rows from here on.
 
     Returns:
         Features by language, source languages first.

@@ -1,6 +1,6 @@
 """Data by role: what a run trains on, selects on and scores on, resolved and checked before any model is loaded.
 
-Test sets are inspected here (file, columns, size; of tags, how they write spans) and read only for the final scoring.
+Test sets are checked here (file, columns, size, that every row can be scored); their labels choose nothing.
 """
 
 from __future__ import annotations
