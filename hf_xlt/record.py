@@ -75,8 +75,8 @@ class RunRecord:
         comparators: `Comparators.to_dict()` of the run's own snapshots, or None.
         generalized: `GeneralizedResults.to_dict()` of all ordered pairs of languages, or None.
         trimming: of a vocabulary that was cut down afterwards (`hf-xlt trim-vocab`): sizes `before` and `after`,
-            `limit`, `characters`, `sources` of the text, tokens per word by `languages`, how text and `outputs` compare;
-            or None.
+            `limit`, `characters`, `sources` of the text, tokens per word by `languages`, how text and `outputs`
+            compare; or None.
         plots: names of the pictures beside the model.
         parents: records that this one was made from (averages).
         demo: whether this is the embedded default, whose numbers say nothing about other tasks.

@@ -29,10 +29,11 @@ def section(trimming: Mapping[str, Any], scored: bool = False) -> str:
         else (f"the {trimming['limit']:,} most frequent tokens of this text")
     )
     paragraphs = [
-        f"The vocabulary was cut down (`hf-xlt trim-vocab`) to {what}: {sources}. It had {before['tokens']:,} tokens and "
-        f"has {after['tokens']:,}; the model had {before['parameters']:,} parameters and has {after['parameters']:,}.",
+        f"The vocabulary was cut down (`hf-xlt trim-vocab`) to {what}: {sources}. It had {before['tokens']:,} tokens "
+        f"and has {after['tokens']:,}; the model had {before['parameters']:,} parameters and has "
+        f"{after['parameters']:,}.",
         _compared(trimming),
-        "Other text, in these languages too, may be split into more tokens than by the model before, or hold unknown ones.",
+        "Other text, in these languages too, may be split into more tokens than before, or hold unknown ones.",
     ]
     if scored:
         paragraphs.append("Scores on this card are those of the model before its vocabulary was cut down.")
@@ -48,8 +49,8 @@ def limit(trimming: Mapping[str, Any]) -> str:
     """Return the limit that a card names."""
     tokens = trimming["after"]["tokens"]
     return (
-        f"The vocabulary of {tokens:,} tokens is made for one text: what else a language writes may be split further or "
-        "be unknown, and scores on other text may be lower than with the whole vocabulary."
+        f"The vocabulary of {tokens:,} tokens is made for one text: what else a language writes may be split further "
+        "or be unknown, and scores on other text may be lower than with the whole vocabulary."
     )
 
 
@@ -64,8 +65,8 @@ def _compared(trimming: Mapping[str, Any]) -> str:
         text += f" On {outputs['same']:,} texts of the same pieces outputs differ by at most {outputs['largest']:.2g}."
     if outputs["likeness"] is not None:
         text += (
-            f" On {outputs['documents'] - outputs['same']:,} texts that are cut otherwise, mean outputs have a cosine of "
-            f"{outputs['likeness']:.4f} or more with those before."
+            f" On {outputs['documents'] - outputs['same']:,} texts that are cut otherwise, mean outputs have a cosine "
+            f"of {outputs['likeness']:.4f} or more with those before."
         )
     return text
 

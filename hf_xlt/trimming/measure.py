@@ -78,8 +78,10 @@ def compare(
         lost += new.ids.count(after.unk_token_id)
         if [new_ids.get(index) for index in old.ids] == new.ids:
             continue
-        there = set(zip(new.offsets, new.tokens, strict=True))
-        gone = [place for place, piece in zip(old.offsets, old.tokens, strict=True) if (place, piece) not in there]
+        # By ids: an encoding gives an unknown token as the text that it stands for.
+        there = set(zip(new.offsets, new.ids, strict=True))
+        pairs = zip(old.offsets, old.ids, strict=True)
+        gone = [place for place, index in pairs if (place, new_ids.get(index)) not in there]
         unknowns = [place for place, index in zip(new.offsets, new.ids, strict=True) if index == after.unk_token_id]
         changed += len(gone)
         fell += sum(any(start < last and first < end for first, last in unknowns) for start, end in gone)

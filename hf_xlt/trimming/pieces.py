@@ -135,7 +135,7 @@ class Vocabulary:
         """Return the pieces that stand for one character of those wanted, or for a space; None wants all."""
         found = []
         for piece in self.ids:
-            start, content = self.notation.read(piece)
+            start, content = self.notation.read(piece.removesuffix(self.notation.word_end))
             try:
                 letters = content.decode()
             except UnicodeDecodeError:

@@ -258,7 +258,7 @@ def facts(report: Report) -> dict[str, Any]:
 
 
 def _rate(fit: measure.Fit, tokens: int) -> float:
-    return round((tokens) / max(fit.words, 1), 4)
+    return round(tokens / max(fit.words, 1), 4)
 
 
 def table(fits: Mapping[str, measure.Fit]) -> list[str]:
@@ -277,7 +277,8 @@ def table(fits: Mapping[str, measure.Fit]) -> list[str]:
 def summary(report: Report) -> Sequence[str]:
     """Say in lines what was done."""
     old, new, heard = report.before, report.after, report.outputs
-    kept = ", ".join(f"{count:,} {name}" for name, count in report.kept.items() if count)
+    words = {"pieces": "so that the rest is cut as before"}
+    kept = ", ".join(f"{count:,} {words.get(name, name)}" for name, count in report.kept.items() if count)
     lines = [
         f"Tokens      {old.tokens:>14,} -> {new.tokens:,} (kept: {kept})",
         f"Embeddings  {old.rows:>14,} -> {new.rows:,} rows",
@@ -297,8 +298,8 @@ def summary(report: Report) -> Sequence[str]:
         lines.append(f"All {count:,} texts are cut into the same pieces as before.")
     if heard.same:
         lines.append(
-            f"Outputs to {heard.same:,} texts of the same pieces: largest difference {heard.largest:.3g} (values up to "
-            f"{heard.scale:.3g})."
+            f"Outputs to {heard.same:,} texts of the same pieces: largest difference {heard.largest:.3g} (values up "
+            f"to {heard.scale:.3g})."
         )
     if heard.likeness is not None:
         lines.append(
