@@ -29,6 +29,7 @@ COMMANDS = {
     "retrieve": ("retrieve", "Measure how well an encoder finds translations."),
     "train-tokenizer": ("train_tokenizer", "Train a tokenizer for several languages."),
     "swap-vocab": ("swap_vocab", "Give an encoder another tokenizer."),
+    "trim-vocab": ("trim_vocab", "Cut a model's vocabulary down to a text's tokens."),
     "lang-stats": ("lang_stats", "Count text by language."),
     "make-pairs": ("make_pairs", "Make a pair task of parallel sentences."),
 }

@@ -155,7 +155,7 @@ class ModelSource:
         model, report = self._load(
             task, config, attn_implementation=self.attn_implementation, ignore_mismatched_sizes=True
         )
-        self._check_body(model, report)
+        self.check_body(model, report)
         return self.anonymous(self._resized(model))
 
     def _load(self, task: Task, config: Any, **settings: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -183,7 +183,7 @@ class ModelSource:
                 model.resize_token_embeddings(self.token_rows)
         return model
 
-    def _check_body(self, model: PreTrainedModel, report: dict[str, Any]) -> None:
+    def check_body(self, model: PreTrainedModel, report: dict[str, Any]) -> None:
         """Refuse weights that leave parts of the encoder at random; only head and pooler may be new."""
         mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
         body = body_names(model)
@@ -221,7 +221,7 @@ class ModelSource:
                 output_loading_info=True,
                 **self._options(),
             )
-        self._check_body(model, report)
+        self.check_body(model, report)
         model = self._resized(model)
         notes = []
         if report["missing_keys"]:
@@ -287,13 +287,11 @@ class ModelSource:
 
         Nothing is fetched and nothing assumed: without a card on this machine the license is unknown.
         """
-        from huggingface_hub import metadata_load, try_to_load_from_cache
+        from huggingface_hub import metadata_load
 
-        card = os.path.join(self.path, "README.md")
-        if not os.path.isdir(self.path):
-            card = try_to_load_from_cache(self.path, "README.md", revision=self.revision)
+        card = self._card_path()
         try:
-            metadata = metadata_load(card) if isinstance(card, str) and os.path.isfile(card) else None
+            metadata = metadata_load(card) if card else None
         except ValueError:
             metadata = None
         if not isinstance(metadata, dict) or not metadata.get("license"):
@@ -301,6 +299,19 @@ class ModelSource:
         name = metadata.get("license_name") if metadata["license"] == "other" else metadata["license"]
         link = metadata.get("license_link")
         return {"license": str(name or "other"), **({"license_link": str(link)} if link else {})}
+
+    def card(self) -> str | None:
+        """Return the text of the model's card, if that is at hand; nothing is fetched."""
+        card = self._card_path()
+        return Path(card).read_text(encoding="utf-8", errors="replace") if card else None
+
+    def _card_path(self) -> str | None:
+        from huggingface_hub import try_to_load_from_cache
+
+        card = os.path.join(self.path, "README.md")
+        if not os.path.isdir(self.path):
+            card = try_to_load_from_cache(self.path, "README.md", revision=self.revision)
+        return card if isinstance(card, str) and os.path.isfile(card) else None
 
     def anonymous(self, model: PreTrainedModel) -> PreTrainedModel:
         """Let the model's config name nothing but the Hub id or the plain name."""

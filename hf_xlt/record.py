@@ -74,6 +74,9 @@ class RunRecord:
         zero_shot: the same of the model that few-shot training started from, or None.
         comparators: `Comparators.to_dict()` of the run's own snapshots, or None.
         generalized: `GeneralizedResults.to_dict()` of all ordered pairs of languages, or None.
+        trimming: of a vocabulary that was cut down afterwards (`hf-xlt trim-vocab`): sizes `before` and `after`,
+            `limit`, `characters`, `sources` of the text, tokens per word by `languages`, how text and `outputs`
+            compare; or None.
         plots: names of the pictures beside the model.
         parents: records that this one was made from (averages).
         demo: whether this is the embedded default, whose numbers say nothing about other tasks.
@@ -102,6 +105,7 @@ class RunRecord:
     zero_shot: dict[str, Any] | None = None
     comparators: dict[str, Any] | None = None
     generalized: dict[str, Any] | None = None
+    trimming: dict[str, Any] | None = None
     plots: list[str] = field(default_factory=list)
     parents: list[dict[str, Any]] = field(default_factory=list)
     demo: bool = False

@@ -9,7 +9,7 @@ import hashlib
 import re
 from typing import Any
 
-from hf_xlt.model_cards import pretraining, scores, transfer
+from hf_xlt.model_cards import pretraining, scores, transfer, trimming
 from hf_xlt.model_cards.checks import check
 from hf_xlt.model_cards.limits import limits
 from hf_xlt.model_cards.metadata import base_model, build, data_sets, metric_words, model_name
@@ -82,6 +82,7 @@ def _describe(record: RunRecord, repo_id: str | None, adapter: bool) -> dict[str
         "facts": facts(record, "training and scoring"),
         "data": _data(record),
         "limits": limits(record),
+        "trimming": trimming.section(record.trimming, bool(record.results)) if record.trimming else "",
         "data_sets": data_sets(record),
         "citations": _citations(record),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hf_xlt.model_cards.metadata import base_model
 from hf_xlt.model_cards.text import listed
 from hf_xlt.model_cards.transfer import is_oracle
+from hf_xlt.model_cards.trimming import limit as trimmed
 from hf_xlt.record import RunRecord
 
 # Roles whose data shaped the weights.
@@ -36,6 +37,8 @@ def limits(record: RunRecord) -> list[str]:
         if not record.parents:
             found.append("One training run: how much the scores vary with the seed was not measured.")
         found.append("Scores hold for the test sets named here; other text, dialects and scripts were not tested.")
+    if record.trimming:
+        found.append(trimmed(record.trimming))
     return found + _licenses(record)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_xlt.languages import describe_language
+from hf_xlt.model_cards import trimming
 from hf_xlt.model_cards.metadata import base_model, build, model_name
 from hf_xlt.model_cards.text import example, facts, listed, plain_name, table_cell
 from hf_xlt.pretraining.plan import CONTRASTIVE, MLM, TLM, Phase, Source
@@ -77,7 +78,8 @@ def describe(record: RunRecord, repo_id: str | None) -> dict[str, Any]:
         "plan": plan_yaml(record),
         "placeholders": _placeholders(record),
         "facts": [*_seeds(record), *facts(record, "training")],
-        "limits": _limits(record),
+        "limits": [*_limits(record), *([trimming.limit(record.trimming)] if record.trimming else [])],
+        "trimming": trimming.section(record.trimming) if record.trimming else "",
     }
 
 

@@ -35,6 +35,7 @@ _BESIDE = (
     "averaging.json",
     "generalized.json",
     "generalized.md",
+    "trimming.json",
 )
 # What decides which weights are loaded: left over from an earlier push it would win against those of this one.
 _DECIDING = (*WEIGHTS, INDEX, *ADAPTER_FILES)
@@ -99,6 +100,12 @@ def collect(
 def allowed(adapter: bool = False) -> tuple[str, ...]:
     """Return the patterns of what a push may take from a run: the model, unless its adapter goes, and what it was."""
     return (*(() if adapter else MODEL_FILES), *_BESIDE, *plots(), *left_beside("FILES"))
+
+
+def kept_beside() -> tuple[str, ...]:
+    """Return the patterns of what stays true of a run when its weights are written anew: record, results, pictures."""
+    own = {*TOKENIZER_FILES, CARD_NAME, "trimming.json"}
+    return (*(name for name in _BESIDE if name not in own), *plots(), *left_beside("FILES"))
 
 
 def _choose(folder: Path, patterns: Iterable[str]) -> dict[str, Path]:

@@ -23,7 +23,7 @@ Piece = tuple[bool, bytes]
 
 # A role that a tokenizer lacks is played by the second.
 _ROLES = {"pad": None, "unk": None, "mask": None, "cls": "bos", "sep": "eos", "bos": "cls", "eos": "sep"}
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA")
 
 
@@ -66,13 +66,13 @@ class Notation:
         """Return what a piece stands for."""
         if piece in self.added:
             return piece.startswith(" "), piece.removeprefix(" ").encode()
-        if self.byte_pieces and (match := _BYTE.fullmatch(piece)):
+        if self.byte_pieces and (match := BYTE_PIECE.fullmatch(piece)):
             value = int(match[1], 16)
             # Text never spells ASCII in bytes where the character has a piece; such pieces match each other only.
             return False, piece.encode() if value < 128 else bytes([value])
         if self.byte_level:
             # A letter outside the table can only come from a foreign tokenizer; it is kept as it is.
-            text = b"".join(_byte_letters().get(letter, letter.encode()) for letter in piece)
+            text = b"".join(byte_letters().get(letter, letter.encode()) for letter in piece)
             return text.startswith(b" "), text.removeprefix(b" ")
         if self.continuation:
             return not piece.startswith(self.continuation), piece.removeprefix(self.continuation).encode()
@@ -152,14 +152,14 @@ def script_of(notation: Notation, piece: str) -> str:
         text = notation.read(piece)[1].decode()
     except UnicodeDecodeError:
         return "bytes"
-    if notation.byte_pieces and _BYTE.fullmatch(piece):
+    if notation.byte_pieces and BYTE_PIECE.fullmatch(piece):
         return "bytes"
     letter = next((letter for letter in text if letter.isalpha()), None)
     return unicodedata.name(letter, "other").split()[0].lower() if letter else "other"
 
 
 @functools.cache
-def _byte_letters() -> dict[str, bytes]:
+def byte_letters() -> dict[str, bytes]:
     """Return the byte that each letter of a byte-level vocabulary stands for (GPT-2's table)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [value for value in range(256) if value not in printable]

@@ -176,7 +176,8 @@ def swap_vocabulary(
     """
     init_fn = _seeded(find_init(init) if isinstance(init, str) else init, seed)
     old_rows = model.get_input_embeddings().weight.detach()
-    _check_tokenizers(old_tokenizer, new_tokenizer, len(old_rows))
+    check_tokenizer_fits(old_tokenizer, len(old_rows))
+    _check_roles(new_tokenizer)
     embeddings, copied = _initialise(init_fn, old_tokenizer, new_tokenizer, old_rows)
     state = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
     output_names = _output_weights(model)
@@ -189,7 +190,7 @@ def swap_vocabulary(
         if name.endswith(_BIASES) and tensor.shape == (len(old_rows),):
             replaced[name] = _new_bias(tensor, rows, copied)
     config = _new_config(model, new_tokenizer, len(embeddings))
-    replaced |= _shifted_positions(model, config)
+    replaced |= shifted_positions(model, config)
     with torch.random.fork_rng(devices=[]):
         fresh = type(model)(config)
     fresh.load_state_dict({**state, **replaced})
@@ -208,13 +209,21 @@ def _seeded(init: Init, seed: int) -> Init:
     return lambda old, new, embeddings: init(old, new, embeddings, keyed_generator(seed, "embeddings"))
 
 
-def _check_tokenizers(old: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase, rows: int) -> None:
-    needed = vocabulary_size(old)
+def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Check that a model has an embedding for every token.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    needed = vocabulary_size(tokenizer)
     if needed > rows:
         raise ConfigError(
             f"the model has {rows:,} embeddings and its tokenizer {needed:,} pieces: they do not belong together. "
             "Give the model with the tokenizer it was trained with."
         )
+
+
+def _check_roles(new: PreTrainedTokenizerBase) -> None:
     for role in ("pad", "mask"):
         if getattr(new, f"{role}_token_id") is None:
             raise ConfigError(
@@ -282,7 +291,7 @@ def _new_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, size
     return config
 
 
-def _shifted_positions(model: PreTrainedModel, config: Any) -> dict[str, torch.Tensor]:
+def shifted_positions(model: PreTrainedModel, config: Any) -> dict[str, torch.Tensor]:
     """Return the position tables that start after the padding id, moved to the new one; changes `config`.
 
     Raises:
