@@ -114,7 +114,7 @@ def perturbed_embeddings(
         if calls > 1:
             raise ConfigError(
                 f"{type(model).__name__} looks up its word embeddings more than once in a forward pass; embedding "
-                "perturbations need a model that reads its input once. Use another `--model`, or `--method none`."
+                "perturbations need a model that reads its input once. Use another model, or set `method` to none."
             )
         delta = _laid_out(perturbation, looked_up, inputs["input_ids"])
         if output.shape != delta.shape:
@@ -134,7 +134,7 @@ def perturbed_embeddings(
     if calls == 0:
         raise ConfigError(
             f"{type(model).__name__} did not look up its word embeddings in `{type(embedding).__name__}`; nothing was "
-            "perturbed. Use another `--model`, or `--method none`."
+            "perturbed. Use another model, or set `method` to none."
         )
 
 
