@@ -108,7 +108,7 @@ def test_layers_that_cannot_be_told_are_refused_with_the_way_out(tmp_path):
     settings = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": []}
     with pytest.raises(ConfigError, match="no layers are found in `AlbertForSequenceClassification`") as caught:
         GateSetup.make(albert, SoftLayerSelectionConfig(**settings), None, None)
-    assert "--granularity tensor" in str(caught.value) and "\n" not in str(caught.value)
+    assert "`granularity` to `tensor`" in str(caught.value) and "\n" not in str(caught.value)
     whole = SoftLayerSelectionConfig(**settings, granularity="uniform")
     assert GateSetup.make(albert, whole, None, None).gated == ("all",)
     own = SoftLayerSelectionConfig(**settings, layer_groups='{"attention": "attention"}')

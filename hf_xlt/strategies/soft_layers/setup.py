@@ -135,8 +135,8 @@ def _check_layers(model: nn.Module, groups: LayerGroups, granularity: str) -> No
     if granularity in ("layer", "sublayer") and all(layer_number(name) is None for name in groups.names):
         raise ConfigError(
             f"no layers are found in `{type(model).__name__}`: no module list is as long as its config says it is "
-            "deep, or all layers share their weights (ALBERT). Set `--granularity tensor` or `uniform`, or name "
-            "groups with `--layer-groups`."
+            "deep, or all layers share their weights (ALBERT). Set `granularity` to `tensor` or `uniform`, or name "
+            "groups with `layer_groups`."
         )
 
 

@@ -99,7 +99,7 @@ def test_a_place_that_is_not_there_is_said(place, message):
 def test_an_unknown_layout_says_what_to_do():
     model = make("bert")
     model.bert.encoder.twin = nn.ModuleList(nn.Identity() for _ in range(3))
-    with pytest.raises(ConfigError, match="has 2 module lists of length 3 .*Name the modules .*`--rtn-modules`"):
+    with pytest.raises(ConfigError, match="has 2 module lists of length 3 .*Name the modules .*`rtn_modules`"):
         find_module(model, 1)
 
 
