@@ -145,9 +145,10 @@ def check_no_target(labelled: Iterable[str], targets: Iterable[str], role: str) 
         if target is None:
             continue
         same = f"`{code}` is both" if target == code else f"`{target}` is `{code}` under another code, which is both"
+        scored = " (the source is scored anyway)" if role.endswith("source") else ""
         raise ConfigError(
             f"{same} {role} and a target language. A target language is one without training labels; leave it out of "
-            "one of the lists (the source is scored anyway)."
+            f"one of the lists{scored}."
         )
 
 

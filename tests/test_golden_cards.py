@@ -64,6 +64,7 @@ def test_every_figure_of_the_text_is_the_records(name):
     known = written({key: value for key, value in record.to_dict().items() if key != "format_version"})
     derived = [scores.source_average, scores.target_average, scores.transfer_gap]
     derived += [scores.source_average - score.metrics["accuracy"] for score in scores.of_role("target")]
+    derived += [sum(phase.get("metaxl", {}).get("target_examples", {}).values()) for phase in record.phases]
     known |= written(derived) | {f"{len(scores.of_role('target'))}"} | {"1"}
     known |= {f"{entry['fingerprints'][code][:16]}" for entry in record.data.values() for code in entry["examples"]}
     if record.model.get("adapter"):

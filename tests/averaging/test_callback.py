@@ -283,9 +283,11 @@ def test_rotation_does_not_touch_the_average(tmp_path):
 
 def test_an_earlier_average_is_replaced(tmp_path):
     (tmp_path / "averaged").mkdir()
-    (tmp_path / "averaged" / "old.txt").write_text("old")
+    for name in ("model.safetensors", "notes.txt"):
+        (tmp_path / "averaged" / name).write_text("old")
     make_trainer(tmp_path, CheckpointAveragingCallback(every=5), save_strategy="no").train()
-    assert not (tmp_path / "averaged" / "old.txt").exists()
+    assert load_file(tmp_path / "averaged" / "model.safetensors")
+    assert (tmp_path / "averaged" / "notes.txt").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["averaged"]
 
 
