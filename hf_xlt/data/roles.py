@@ -222,8 +222,7 @@ def resolve_data(
         sets[TRAINING] = finder.find(TRAINING, dict.fromkeys(languages, source), arguments.source_split)
     targets = target_sources(finder.opener, source)
     if trains:
-        beside = finder.find_beside(AUXILIARY, arguments.auxiliary_dataset, arguments.auxiliary_languages)
-        sets[AUXILIARY] = _without_sources(beside, arguments)
+        sets[AUXILIARY] = finder.find_beside(AUXILIARY, arguments.auxiliary_dataset, arguments.auxiliary_languages)
     auxiliary = [entry.language for entry in sets.get(AUXILIARY, [])]
     chosen, homes = target_languages(arguments, targets, auxiliary, notes)
     if trains:
@@ -292,17 +291,17 @@ def _check_same_columns(entries: Iterable[DataSet]) -> None:
             )
 
 
-def _without_sources(entries: list[DataSet], arguments: DataArguments) -> list[DataSet]:
+def _without_sources(languages: Sequence[str], arguments: DataArguments) -> list[str]:
     """Take the source languages out of the auxiliary ones, unless they were named."""
     named = [code for code in arguments.auxiliary_languages if find_same(code, arguments.source_languages)]
-    if entries and named:
+    if languages and named:
         source = find_same(named[0], arguments.source_languages)
         other = "" if source == named[0] else f" (it is `{source}` under another code)"
         raise ConfigError(
             f"`{named[0]}` is both a source and an auxiliary language{other}; leave it out of `--auxiliary-languages`."
         )
-    others = [entry for entry in entries if not find_same(entry.language, arguments.source_languages)]
-    if entries and not others:
+    others = [code for code in languages if not find_same(code, arguments.source_languages)]
+    if languages and not others:
         raise ConfigError("the auxiliary data hold no language but the source; give data of another.")
     return others
 
@@ -340,7 +339,10 @@ class _Finder:
                 f"{role} language `{missing[0]}` is not in the {role} data.{close_match(missing[0], found)} "
                 f"Languages there: {', '.join(sorted(found)) or 'none'}."
             )
-        return self.find(role, {language: found[language] for language in chosen if language in found}, split)
+        chosen = [language for language in chosen if language in found]
+        if role == AUXILIARY:
+            chosen = _without_sources(chosen, self.arguments)
+        return self.find(role, {language: found[language] for language in chosen}, split)
 
     def find_source_test(
         self, source: Source, languages: Sequence[str], targets: Sequence[Target], notes: list[str]

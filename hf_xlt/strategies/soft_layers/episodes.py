@@ -118,7 +118,8 @@ def save_passes(path: Path, steps: Sequence[InnerStep]) -> None:
             prefix = f"{number}/{place}"
             window = one.window
             tensors |= {f"{prefix}/inputs/{name}": value for name, value in one.inputs.items()}
-            tensors |= {f"{prefix}/generator/{n}": value for n, value in enumerate(one.generators)}
+            states = {f"{prefix}/generator/{n}": value for n, value in enumerate(one.generators)}
+            tensors |= {name: value for name, value in states.items() if value is not None}
             tensors[f"{prefix}/units"] = window.units
             tensors[f"{prefix}/rows"] = window.rows[one.place]
             if window.groups[one.place] is not None:
@@ -141,6 +142,7 @@ def load_passes(path: Path, seed: int, device: torch.device) -> list[list[MicroB
         inputs = {
             name.removeprefix("inputs/"): v.to(device) for name, v in found.items() if name.startswith("inputs/")
         }
-        states = [found[name] for name in sorted(name for name in found if name.startswith("generator/"))]
+        # A device without a generator of its own leaves only that of the CPU.
+        states = (found["generator/0"], found.get("generator/1"))
         updates.setdefault(number, []).append(MicroBatch(inputs, window, 0, states))
     return [updates[number] for number in sorted(updates)]
