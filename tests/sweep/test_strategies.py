@@ -92,6 +92,7 @@ def test_bad_input_is_refused_before_the_first_run(line, message):
 
 def test_data_that_one_strategy_cannot_use_are_told_before_the_first_run(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
+    save_encoder(tmp_path / "encoder")
     write_data(tmp_path / "data", languages=("en", "de", "sw"), train=16)
     line = (
         "run --strategies finetune,soft-layers --model encoder --dataset data/{split}.{lang}.jsonl --max-steps 2 "
