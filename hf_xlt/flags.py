@@ -78,7 +78,9 @@ def describe_flags(parser: ArgumentParser, strategy: Strategy) -> list[dict[str,
 
 def _entry(action: argparse.Action, group: str) -> dict[str, Any]:
     spelt = [flag for flag in action.option_strings if "_" not in flag] or action.option_strings
-    entry: dict[str, Any] = {"flag": spelt[-1], "group": group, "help": (action.help or "").strip()}
+    # argparse wants `%` doubled, and some helps of `TrainingArguments` have it so.
+    text = (action.help or "").strip().replace("%%", "%")
+    entry: dict[str, Any] = {"flag": spelt[-1], "group": group, "help": text}
     if isinstance(action, argparse._StoreFalseAction):
         base = spelt[-1].removeprefix("--no-")
         return {**entry, "help": f"The opposite of `--{base}`.", "switch": True}
