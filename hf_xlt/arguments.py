@@ -347,7 +347,7 @@ def check_arguments(arguments: Arguments) -> None:
         )
     _check_roles(arguments.strategy, config, data)
     arguments.strategy.check(config, data.task)
-    if config.label_smoothing_factor and get_task(data.task).problem_type:
+    if config.label_smoothing_factor and get_task(data.task).find_threshold:
         raise ConfigError(f"`--label-smoothing-factor` is not for {data.task}, whose labels exclude no other.")
 
 

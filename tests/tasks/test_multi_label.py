@@ -402,3 +402,12 @@ def test_adapters_learn_several_labels(tmp_path):
     context = several_context(get_strategy("finetune"), tmp_path, peft=dataclasses.replace(LORA, lora_dropout=0.0))
     trainer, _ = run_phases(context, tmp_path, resume=False)
     assert trainer.bare_model().config.problem_type == "multi_label_classification"
+
+
+def test_label_smoothing_is_for_labels_that_exclude_each_other(tmp_path):
+    """Single classes have a kind of problem in their config too, and take it."""
+    line = ["--model", "m", "--dataset", "d/{split}.{lang}.csv", "--label-smoothing-factor", "0.3", "--task"]
+    for task in ("text-classification", "token-classification"):
+        assert parse_arguments([*line, task]).config.label_smoothing_factor == 0.3
+    with pytest.raises(ConfigError, match="whose labels exclude no other"):
+        parse_arguments([*line, TASK.name])
