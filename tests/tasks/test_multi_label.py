@@ -19,6 +19,7 @@ from hf_xlt.averaging import average_checkpoints
 from hf_xlt.cli.main import main as command
 from hf_xlt.data.labels import LabelInventory
 from hf_xlt.errors import ConfigError
+from hf_xlt.parsing import parse_arguments
 from hf_xlt.registry import STRATEGIES, get_strategy
 from hf_xlt.run import main
 from hf_xlt.tasks import Encoding, get_task
