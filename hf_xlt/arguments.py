@@ -347,8 +347,11 @@ def check_arguments(arguments: Arguments) -> None:
         )
     _check_roles(arguments.strategy, config, data)
     arguments.strategy.check(config, data.task)
-    if config.label_smoothing_factor and get_task(data.task).find_threshold:
-        raise ConfigError(f"`--label-smoothing-factor` is not for {data.task}, whose labels exclude no other.")
+    unsmoothed = get_task(data.task).unsmoothed
+    if config.label_smoothing_factor and unsmoothed:
+        raise ConfigError(
+            f"`--label-smoothing-factor` does not go with the task `{data.task}`: {unsmoothed}. Leave it at 0."
+        )
 
 
 # What meets each data role besides the source: the field of `DataArguments`, and how to say it on a command line.

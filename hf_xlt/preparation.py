@@ -80,11 +80,6 @@ def plan_run(arguments: Arguments) -> tuple[DataPlan, dict[str, Any]]:
         choose_pair_sets(plan, arguments.data)
     plan.fitted = fit_tokenizer(source, plan.task, arguments.data.max_length, arguments.model.resize_embeddings)
     plan.notes.extend(plan.fitted.notes)
-    if arguments.config.label_smoothing_factor and not plan.task.smooths_labels:
-        raise ConfigError(
-            f"`--label-smoothing-factor` does not go with the task `{plan.task.name}`, whose candidates are the "
-            "positions of a batch, padding included. Leave it at 0."
-        )
     check_precision(arguments.config)
     plan_updates(arguments, plan)
     if arguments.run.dry_run:

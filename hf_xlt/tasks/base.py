@@ -102,7 +102,7 @@ class Task:
         max_length: longest input in tokens where the user sets none.
         count_examples: number of examples that features stand for.
         splits_rows: whether one row may become several features, so that these are counted only once encoded.
-        smooths_labels: whether its labels are classes, which `label_smoothing_factor` spreads.
+        unsmoothed: why `label_smoothing_factor` does not go with it; empty where each label is one class of several.
         with_labels: the task once its labels are known; None where these do not decide how it is scored.
         find_reading: from rows, columns by role and the names given for labels, how the rows of a data set are to be
             read for this task, or None for as they are; it is called with each data set before anything is trained.
@@ -137,7 +137,7 @@ class Task:
     at_threshold: Callable[[Task, float], Task] | None = None
     read_columns: Callable[[tuple[str, ...], str, str], Reading] | None = None
     splits_rows: bool = False
-    smooths_labels: bool = True
+    unsmoothed: str = ""
     needs_fast_tokenizer: bool = False
 
     @property

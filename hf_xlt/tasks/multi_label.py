@@ -295,5 +295,5 @@ MULTI_LABEL_CLASSIFICATION = dataclasses.replace(
     find_threshold=_threshold_of,
     at_threshold=_at_threshold,
     read_columns=ColumnsReading,
-    smooths_labels=False,
+    unsmoothed="its labels exclude no other",
 )

@@ -264,6 +264,6 @@ QUESTION_ANSWERING = Task(
     max_length=384,
     count_examples=lambda features: len(set(features[EXAMPLE][:])),
     splits_rows=True,
-    smooths_labels=False,
+    unsmoothed="its candidates are the positions of a batch, padding included",
     needs_fast_tokenizer=True,
 )

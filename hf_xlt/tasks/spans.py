@@ -7,16 +7,9 @@ seqeval itself can no longer be installed by a plain `pip install`; the tests co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 OUTSIDE, BEGIN, INSIDE = "O", "B-", "I-"
-
-
-def is_iob2(names: Iterable[str]) -> bool:
-    """Say whether class names are IOB2 tags: `O`, and `B-X` or `I-X`, at least one of them a `B-X`."""
-    names = list(names)
-    tags = all(name == OUTSIDE or (name[:2] in (BEGIN, INSIDE) and len(name) > 2) for name in names)
-    return tags and any(name.startswith(BEGIN) for name in names)
 
 
 def spans_of(tags: Sequence[str]) -> set[tuple[str, int, int]]:

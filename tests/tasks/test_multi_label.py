@@ -354,7 +354,10 @@ def test_columns_indices_lora_and_averages(world, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("--label-smoothing-factor 0.1", "`--label-smoothing-factor` is not for multi-label-classification"),
+        (
+            "--label-smoothing-factor 0.1",
+            "`--label-smoothing-factor` does not go with the task `multi-label-classification`",
+        ),
         ("--label-columns anger,nothing", "has no column `nothing`, which `--label-columns` names"),
         ("--generalized --text-pair-column text", "has several labels"),
     ],
@@ -410,5 +413,7 @@ def test_label_smoothing_is_for_labels_that_exclude_each_other(tmp_path):
     line = ["--model", "m", "--dataset", "d/{split}.{lang}.csv", "--label-smoothing-factor", "0.3", "--task"]
     for task in ("text-classification", "token-classification"):
         assert parse_arguments([*line, task]).config.label_smoothing_factor == 0.3
-    with pytest.raises(ConfigError, match="whose labels exclude no other"):
-        parse_arguments([*line, TASK.name])
+    refused = {TASK.name: "its labels exclude no other", "question-answering": "positions of a batch"}
+    for task, reason in refused.items():
+        with pytest.raises(ConfigError, match=reason):
+            parse_arguments([*line, task])

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from hf_xlt.tasks.spans import is_iob2, span_scores, spans_of
+from hf_xlt.tasks.spans import span_scores, spans_of
 
 TAGS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 
@@ -40,21 +40,6 @@ def test_without_spans_every_ratio_is_zero():
 def test_lengths_must_agree():
     with pytest.raises(ValueError, match="2 gold tags, 1 predicted"):
         span_scores([["O", "O"]], [["O"]])
-
-
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["O", "B-LOC", "I-LOC"], True),
-        (["B-LOC", "O"], True),
-        (["NOUN", "VERB", "O"], False),
-        (["O"], False),
-        (["O", "I-LOC"], False),
-        (["B-", "O"], False),
-    ],
-)
-def test_iob2_is_recognised_by_its_names(names, expected):
-    assert is_iob2(names) is expected
 
 
 def test_the_scores_are_those_of_seqeval():

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from hf_xlt.strategies.soft_layers.groups import EMBEDDINGS, WORD_EMBEDDINGS, layer_number
 
-PROFILES = ("learned", "gradual_unfreezing", "layerwise_decay", "auto_rgn", "freeze_bottom")
-
 
 def depths(names: Sequence[str]) -> list[int]:
     """Return each group's distance from the top: 0 for head and pooler, 1 for the top layer, most for embeddings."""

@@ -52,7 +52,7 @@ class FixedGates(GateSource):
 
 
 class ProfileGates(GateSource):
-    """One of `profiles.PROFILES`."""
+    """A choice of the setting `profile`."""
 
     def __init__(self, profile: str, names: Sequence[str], *, decay: float, layers: int, share: float) -> None:
         """Take the profile's name and the settings of all of them."""
