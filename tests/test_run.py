@@ -293,6 +293,8 @@ def test_when_a_run_looks_is_fixed_once_it_selects_by_what_it_sees(go):
     record.write(folder)
     code, _, _, err = go(f"{SELECT} --target-languages de --resume --eval-delay 1")
     assert code == 2 and "started with `eval_delay`" in err
+    code, _, out, _ = go(f"{SELECT} --target-languages de --resume --per-device-eval-batch-size 3")
+    assert code == 0 and "German" in out
 
 
 def test_a_bad_test_label_is_told_before_training_and_one_of_later_costs_the_scoring_alone(go, world, monkeypatch):
