@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from hf_xlt.streams import unbroken
 
@@ -39,6 +39,18 @@ def close_match(name: str, known: Iterable[str]) -> str:
     """Return ` Did you mean ...?` for the nearest known name, or nothing."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean `{matches[0]}`?" if matches else ""
+
+
+def few(names: Sequence[str], shown: int = 8) -> str:
+    """List the first names, and say how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def shortened(value: object) -> str:
+    """Return a value as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def one_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.errors import ConfigError, close_match, few, shortened
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,7 +23,6 @@ _NUMBER = re.compile(r"0|-?[1-9]\d*")
 _FRACTION = re.compile(r"-?\d+\.\d+")
 # Numbers of classes up to which gaps are no sign that the numbers are ids.
 _FEW = 100
-_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class LabelInventory:
         if isinstance(value, bool):
             value = str(value)
         if isinstance(value, (list, tuple, dict)):
-            raise ConfigError(f"{spot}: label {_short(value)} is no single label. {_ONE_LABEL}")
+            raise ConfigError(f"{spot}: label {shortened(value)} is no single label. {_ONE_LABEL}")
         if value is None or value == "" or not isinstance(value, (int, str)):
             raise ConfigError(f"{spot}: label {value!r} is neither a class index nor a class name.")
         text = str(value) if isinstance(value, int) else normal(value)
@@ -92,12 +91,12 @@ class LabelInventory:
             return known[text]
         if not _NUMBER.fullmatch(text):
             raise ConfigError(
-                f"{spot}: label {value!r} is not in the inventory {_listed(self.names)}."
+                f"{spot}: label {value!r} is not in the inventory {few(self.names)}."
                 f"{close_match(text, self.names)} It is that of the source training split; `--labels` names another."
             )
         if not self.numbered:
             raise ConfigError(
-                f"{spot}: label {value!r} is a bare number, and the classes have names: {_listed(self.names)}. Which "
+                f"{spot}: label {value!r} is a bare number, and the classes have names: {few(self.names)}. Which "
                 "is which? Give the data a column of names, or name the classes in the order of the numbers with "
                 "`--labels`."
             )
@@ -105,7 +104,7 @@ class LabelInventory:
             return int(text)
         raise ConfigError(
             f"{spot}: label {value} is outside the inventory 0..{len(self.names) - 1} "
-            f"({_listed(self.names)}). The inventory is that of the source training split; `--labels` names it."
+            f"({few(self.names)}). The inventory is that of the source training split; `--labels` names it."
         )
 
 
@@ -218,8 +217,8 @@ def find_inventory(tables: Sequence[Dataset], column: str, given: Sequence[str] 
     numbers = present - names
     if numbers and names | set(ordered):
         raise ConfigError(
-            f"column `{column}` of the source training data mixes names ({_listed(sorted(names | set(ordered)))}) and "
-            f"bare numbers ({_listed(sorted(map(str, numbers)))}); labels are either all indices or all names."
+            f"column `{column}` of the source training data mixes names ({few(sorted(names | set(ordered)))}) and "
+            f"bare numbers ({few(sorted(map(str, numbers)))}); labels are either all indices or all names."
         )
     if numbers:
         return _checked(_names_of_indices(column, numbers), True)
@@ -249,12 +248,12 @@ def _values_of(table: Dataset, column: str) -> list[Any]:
     values = list({repr(value): value for value in named(table, column)[column]}.values())
     for value in values:
         if isinstance(value, (list, dict)):
-            raise ConfigError(f"column `{column}` of the source training data holds {_short(value)}. {_ONE_LABEL}")
+            raise ConfigError(f"column `{column}` of the source training data holds {shortened(value)}. {_ONE_LABEL}")
         if isinstance(value, float):
             raise _fraction_problem(column, value)
         if not _is_plain(value):
             raise ConfigError(
-                f"column `{column}` of the source training data holds {_short(value)}, a {type(value).__name__}; "
+                f"column `{column}` of the source training data holds {shortened(value)}, a {type(value).__name__}; "
                 "class labels are integers or names."
             )
     return ["" if value == "" else value for value in values if value not in (None, "")]
@@ -306,13 +305,3 @@ def _checked(names: tuple[str, ...], numbered: bool) -> LabelInventory:
     if len(names) < 2:
         raise ConfigError(f"the source training data have {len(names)} class; classification needs two or more.")
     return LabelInventory(names, numbered)
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_xlt.data.labels import LABEL_TEXT_COLUMN, LabelInventory, declared_names, is_number, normal
 from hf_xlt.data.roles import DataPlan, DataSet
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, few
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -164,8 +164,7 @@ def _plain(name: str) -> str:
 
 
 def _few(names: Sequence[str]) -> str:
-    shown = ", ".join(f"`{name}`" for name in names[:_SHOWN])
-    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
+    return few([f"`{name}`" for name in names], _SHOWN)
 
 
 def _numbered(names: Sequence[str]) -> str:

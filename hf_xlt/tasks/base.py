@@ -240,12 +240,6 @@ def encode_rows(
         return mapping(keep_in_memory=True, load_from_cache_file=False)
 
 
-def shortened(value: Any) -> str:
-    """Return a value as a message shows it."""
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
 def _hash_of(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a hash of all that a tokenizer's output depends on."""
     if tokenizer.is_fast:

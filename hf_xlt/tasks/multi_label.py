@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_xlt.data.labels import LABEL_TEXT_COLUMN, LabelInventory, find_inventory
-from hf_xlt.errors import ConfigError
-from hf_xlt.tasks.base import Column, Encoding, Task, checked_texts, encode_rows, shortened
+from hf_xlt.errors import ConfigError, shortened
+from hf_xlt.tasks.base import Column, Encoding, Task, checked_texts, encode_rows
 from hf_xlt.tasks.classification import TEXT_CLASSIFICATION
 
 if TYPE_CHECKING:

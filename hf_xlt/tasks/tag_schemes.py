@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, few
 from hf_xlt.tasks.spans import BEGIN, INSIDE, OUTSIDE
 
 if TYPE_CHECKING:
@@ -255,16 +255,11 @@ def describe_readings(readings: Mapping[str, TagReading]) -> list[str]:
         if scheme != IOB2:
             notes.append(
                 f"tags are {scheme}, and are read as IOB2, which the model learns and is scored by, in "
-                f"{_few(list(of_scheme))}."
+                f"{few(list(of_scheme), _SHOWN)}."
             )
             words = f"spans that open otherwise than in {scheme} are read as they stand"
         else:
             words = "spans that open with `I-` are none under IOB2, and scored so, as by seqeval's strict mode"
         if slips:
-            notes.append(f"{words}; {_few(slips)}.")
+            notes.append(f"{words}; {few(slips, _SHOWN)}.")
     return notes
-
-
-def _few(places: Sequence[str]) -> str:
-    more = len(places) - _SHOWN
-    return ", ".join(places[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_xlt.data.labels import LabelInventory, find_inventory
-from hf_xlt.errors import ConfigError
-from hf_xlt.tasks.base import Column, Encoding, Task, encode_rows, shortened
+from hf_xlt.errors import ConfigError, shortened
+from hf_xlt.tasks.base import Column, Encoding, Task, encode_rows
 from hf_xlt.tasks.spans import OUTSIDE, span_scores, spans_of
 from hf_xlt.tasks.tag_schemes import as_iob2, describe_readings, find_reading, is_spans
 from hf_xlt.tasks.words import fit_tokenizer, spaced
