@@ -56,6 +56,11 @@ def register(app: typer.Typer) -> None:
         text_column: str = typer.Option(None, help="Column of the text, for --greedy."),
         text_pair_column: str = typer.Option(None, help="Column of the second text of a pair, for --greedy."),
         label_column: str = typer.Option(None, help="Column of the label, for --greedy."),
+        labels: str = typer.Option(
+            None,
+            help="Class names in the order in which numbers in the data count them, for --greedy. Default: as in the "
+            "run.",
+        ),
         tokens_column: str = typer.Option(None, help="Column of a sentence's words, for --greedy."),
         tags_column: str = typer.Option(None, help="Column of the words' tags, for --greedy."),
         question_column: str = typer.Option(None, help="Column of the question, for --greedy."),
@@ -78,6 +83,7 @@ def register(app: typer.Typer) -> None:
             "text_column": text_column,
             "text_pair_column": text_pair_column,
             "label_column": label_column,
+            "labels": [labels] if labels else None,
             "tokens_column": tokens_column,
             "tags_column": tags_column,
             "question_column": question_column,
@@ -170,8 +176,9 @@ def _scorer(places: list[str], data: dict[str, Any], batch_size: int) -> SourceS
         if record is None or not record.demo:
             raise ConfigError("a greedy average needs data to score on: give source-language data with `--dataset`.")
         data["dataset"] = EMBEDDED
-    if data["language_map"] is None and record is not None:
-        data["language_map"] = record.arguments.get("language_map")
+    for name in ("language_map", "labels"):
+        if not data[name] and record is not None:
+            data[name] = record.arguments.get(name)
     return SourceScorer(DataArguments(**data), batch_size, division_of(record) if record is not None else None)
 
 

@@ -26,8 +26,8 @@ def register(app: typer.Typer) -> None:
         ),
         labels: str = typer.Option(
             None,
-            help="What the data call the model's classes, in the model's order, separated by commas. Default: as "
-            "the model's config names them.",
+            help="What the data call the model's classes, in the model's order, separated by commas; the model's own "
+            "names in the order in which numbers in the data count them. Default: as the model's config names them.",
         ),
         text_column: str = typer.Option(None, help="Column of the text."),
         text_pair_column: str = typer.Option(None, help="Column of the second text of a pair."),

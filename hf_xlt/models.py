@@ -19,6 +19,7 @@ from hf_xlt.data.labels import LabelInventory
 from hf_xlt.data.patterns import expand_home, looks_local
 from hf_xlt.errors import ConfigError, one_line
 from hf_xlt.files import write_json
+from hf_xlt.modelling.classes import class_order, named_classes, order_head
 from hf_xlt.modelling.reloading import bare_names, body_names, body_renaming, forget_renaming
 from hf_xlt.modelling.settings import THRESHOLD_FIELD, put_padding, settle_config, settle_outputs
 from hf_xlt.tasks import Task
@@ -151,11 +152,16 @@ class ModelSource:
         Raises:
             ConfigError: it cannot be loaded, or has no head for the task.
         """
-        config = settle_config(self.load_config(), task, inventory, self.pad_token_id)
+        config = self.load_config()
+        order = class_order(named_classes(config), inventory)
+        config = settle_config(config, task, inventory, self.pad_token_id)
         model, report = self._load(
             task, config, attn_implementation=self.attn_implementation, ignore_mismatched_sizes=True
         )
         self.check_body(model, report)
+        if order is not None:
+            mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
+            order_head(model, order, mismatched | set(report["missing_keys"]))
         return self.anonymous(self._resized(model))
 
     def _load(self, task: Task, config: Any, **settings: Any) -> tuple[PreTrainedModel, dict[str, Any]]:

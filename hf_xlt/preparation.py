@@ -26,6 +26,7 @@ from hf_xlt.data.roles import (
 )
 from hf_xlt.errors import ConfigError, close_match
 from hf_xlt.evaluation import encoder
+from hf_xlt.modelling.classes import describe_head
 from hf_xlt.modelling.tokens import Fitted, fit_tokenizer
 from hf_xlt.models import ModelSource
 from hf_xlt.record import LAST_CHECKPOINT, SOURCE_VALIDATION
@@ -84,12 +85,12 @@ def plan_run(arguments: Arguments) -> tuple[DataPlan, dict[str, Any]]:
     plan_updates(arguments, plan)
     if arguments.run.dry_run:
         # Nothing is trained, so that reading the tests chooses nothing.
-        note_seen(plan, plan.read_training()[1])
+        note_found(plan, plan.read_training()[1])
     return plan, selection
 
 
-def note_seen(plan: DataPlan, inventory: LabelInventory | None) -> list[str]:
-    """Count test rows whose text is learned from; the plan keeps the counts.
+def note_found(plan: DataPlan, inventory: LabelInventory | None) -> list[str]:
+    """Count test rows whose text is learned from, which the plan keeps, and look at the head that the model has.
 
     Returns:
         What was added to the plan's notes.
@@ -98,7 +99,7 @@ def note_seen(plan: DataPlan, inventory: LabelInventory | None) -> list[str]:
         ConfigError: a set cannot be read.
     """
     plan.seen = find_seen(plan, inventory)
-    told = [entry.describe() for entry in plan.seen]
+    told = [entry.describe() for entry in plan.seen] + describe_head(plan.fitted.source.load_config(), inventory)
     plan.notes += told
     return told
 

@@ -241,12 +241,12 @@ class Run:
         from hf_xlt.evaluation import read_tests, score, settle_threshold
         from hf_xlt.generalized import score_generalized
         from hf_xlt.items import ItemScores
-        from hf_xlt.preparation import note_seen
+        from hf_xlt.preparation import note_found
 
         tokenizer, inventory, pairs = prepared.context.tokenizer, prepared.inventory, None
         try:
             tests = read_tests(self.plan, tokenizer, inventory, prepared.max_length)
-            for note in note_seen(self.plan, inventory):
+            for note in note_found(self.plan, inventory):
                 say(f"Note: {note}")
             if self.arguments.data.generalized:
                 pairs = join_pairs(self.plan, self.arguments.data, inventory)

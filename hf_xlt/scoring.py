@@ -353,7 +353,7 @@ def _inventory(plan: DataPlan, config: Any, data: DataArguments, record: RunReco
             f"{'s' * (len(classes) != 1)}), which is not scored here."
         )
     named = record is not None and bool(record.arguments.get("labels"))
-    return match_labels(plan, classes, data.labels, record is None, named)
+    return match_labels(plan, classes, data.labels, named)
 
 
 def scoring_trainer(

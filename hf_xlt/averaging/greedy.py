@@ -167,7 +167,7 @@ class SourceScorer:
         model, tokenizer, inventory = fitted.source.load_trained(task), fitted.tokenizer, None
         if task.find_labels is not None:
             classes = [str(model.config.id2label[index]) for index in sorted(model.config.id2label)]
-            inventory = match_labels(plan, classes, self._data.labels, foreign=True)
+            inventory = match_labels(plan, classes, self._data.labels)
         max_length = fitted.max_length
         entries = plan.of_role(VALIDATION)
         features = {

@@ -121,6 +121,11 @@ def normal(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def plain(name: str) -> str:
+    """Return a name without what spellings differ in: case, blanks, hyphens, underscores, how letters are typed."""
+    return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name)).casefold()
+
+
 def declared_names(table: Dataset, column: str) -> tuple[str, ...]:
     """Return the names of a `ClassLabel` column, or of a column of lists of them, in index order; else none."""
     feature = table.features[column]

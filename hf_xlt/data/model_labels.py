@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_xlt.data.labels import LABEL_TEXT_COLUMN, LabelInventory, declared_names, is_number, normal
+from hf_xlt.data.labels import LABEL_TEXT_COLUMN, LabelInventory, declared_names, is_number, normal, plain
 from hf_xlt.data.roles import DataPlan, DataSet
 from hf_xlt.errors import ConfigError, few
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 # What transformers calls the classes of a model that were never named.
-_GENERIC = re.compile(r"LABEL_\d+")
+GENERIC = re.compile(r"LABEL_\d+")
 _SHOWN = 8
 
 
 def match_labels(
-    plan: DataPlan, classes: Sequence[str], given: Sequence[str] | None, foreign: bool, named: bool = False
+    plan: DataPlan, classes: Sequence[str], given: Sequence[str] | None, named: bool = False
 ) -> LabelInventory:
     """Settle what the classes of a model are called, and let the plan's data be read as indices of these classes.
 
     Args:
         plan: the data; its sets are replaced by ones that translate labels, and notes are added.
         classes: the model's classes in index order, as its config names them.
-        given: their names as the user gave them, or None.
-        foreign: whether nothing is known of the model but its config.
+        given: names as the user gave them, or None. Where they are the model's own, they say in which order bare
+            numbers in the data count them; else what the model's classes are called, in its order.
         named: whether the model was trained on bare numbers, which the user named.
 
     Returns:
@@ -46,19 +46,21 @@ def match_labels(
         raise ConfigError(f"`--labels` names {len(names)} classes, and the model has {len(classes)}: {_few(classes)}.")
     if len(set(names)) != len(names):
         raise ConfigError(f"a class is named twice: {_few(names)}. Name the model's classes with `--labels`.")
-    unnamed = all(map(_GENERIC.fullmatch, classes))
-    if declared is None and foreign and not given and not unnamed:
-        plan.notes.append(f"labels are numbers in the data, taken as the model's classes: {_numbered(names)}.")
+    unnamed = all(map(GENERIC.fullmatch, classes))
+    counted: tuple[str, ...] = ()
+    if given and sorted(map(plain, names)) == sorted(map(plain, classes)):
+        order = {plain(name): normal(name) for name in classes}
+        counted = tuple(order[plain(name)] for name in names)
+        names = tuple(map(normal, classes))
     if declared and not given and unnamed:
         names = _unnamed(classes, declared, entries[0].where)
         plan.notes.append(f"the model's classes have no names; taken in the order of the data: {_numbered(names)}.")
-    matching = _Matching(names, plan.task.class_column is None, role)
+    matching = _Matching(names, counted, plan.task.class_column is None, role)
     plan.sets = {
         kind: [_Translated(**_values(entry), matching=matching) for entry in sets] for kind, sets in plan.sets.items()
     }
-    # A bare number is an index where nobody has named the classes, or the user has; and to a model of which nothing
-    # else is known.
-    return LabelInventory(names, numbered=bool(given) or unnamed or foreign or named)
+    # A bare number is an index where nobody has named the classes, or the user has said what the numbers mean.
+    return LabelInventory(names, numbered=bool(given) or unnamed or named)
 
 
 def _values(entry: DataSet) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def _declared_names(table: Dataset, column: str) -> tuple[str, ...] | set[str] |
         return names
     values = table[column][:]
     flat = {value for row in values for value in (row if isinstance(row, (list, tuple)) else [row])}
-    if any(isinstance(value, str) for value in flat):
+    if any(isinstance(value, str) and not is_number(value) for value in flat):
         return {str(value) for value in flat}
     if LABEL_TEXT_COLUMN not in table.column_names:
         return None
@@ -103,11 +105,13 @@ class _Matching:
 
     Attributes:
         names: classes in index order.
+        counted: the same in the order that bare numbers count them in, where that is known to be another.
         listed: whether a row has a list of labels.
         role: of the label column.
     """
 
     names: tuple[str, ...]
+    counted: tuple[str, ...]
     listed: bool
     role: str
 
@@ -118,6 +122,8 @@ class _Matching:
             # Left to the check that says where it stands.
             return table
         rows = values if self.listed else [[value] for value in values]
+        if self.counted:
+            rows = [[self._by_number(value) for value in row or ()] for row in rows]
         present = {value for row in rows for value in row or () if isinstance(value, str) and not is_number(value)}
         if not present:
             return table
@@ -126,14 +132,19 @@ class _Matching:
         found = [[spelt.get(value, value) for value in row or ()] for row in rows]
         return table.remove_columns([column]).add_column(column, found if self.listed else [row[0] for row in found])
 
+    def _by_number(self, value: Any) -> Any:
+        """Return the class that a bare number means; what is none, or is a class's name, stays."""
+        is_index = value not in self.names and not isinstance(value, bool) and is_number(str(value))
+        return self.counted[int(value)] if is_index and 0 <= int(value) < len(self.counted) else value
+
     def _index(self, present: set[str], where: str) -> Mapping[str, int]:
         exact = {name: number for number, name in enumerate(self.names)}
-        plain: dict[str, list[int]] = {}
+        spelt: dict[str, list[int]] = {}
         for number, name in enumerate(self.names):
-            plain.setdefault(_plain(name), []).append(number)
+            spelt.setdefault(plain(name), []).append(number)
         index, strange = {}, []
         for name in sorted(present):
-            near = plain.get(_plain(name), [])
+            near = spelt.get(plain(name), [])
             if name in exact or len(near) == 1:
                 index[name] = exact.get(name, near[0] if near else -1)
             else:
@@ -156,11 +167,6 @@ class _Translated(DataSet):
     def read(self) -> Dataset:
         """Read the rows and translate the labels."""
         return self.matching.apply(super().read(), self.columns[self.matching.role], self.where)
-
-
-def _plain(name: str) -> str:
-    """Return a name without what spellings differ in: case, blanks, hyphens, underscores."""
-    return re.sub(r"[\s_-]+", "", name).casefold()
 
 
 def _few(names: Sequence[str]) -> str:

@@ -29,6 +29,7 @@ from hf_xlt.averaging.average import average_checkpoints
 from hf_xlt.averaging.heads import head_names, head_parameters, load_shared_head
 from hf_xlt.cli.main import main
 from hf_xlt.data.labels import LabelInventory
+from hf_xlt.modelling.classes import describe_head
 from hf_xlt.modelling.limits import find_limits
 from hf_xlt.models import ModelSource
 from hf_xlt.record import RunRecord
@@ -229,6 +230,32 @@ def test_what_the_base_was_for_does_not_stay(problem, how, go, tmp_path, pattern
     scores = scores[0] if isinstance(scores[0], list) else scores
     assert sum(entry["score"] for entry in scores) == pytest.approx(1)
     assert main(["evaluate", str(out), "--dataset", pattern]) == 0
+
+
+@pytest.mark.parametrize("kind", ["xlm-roberta", "bert", "distilbert", "gpt2", "bart"])
+def test_a_trained_head_is_brought_into_the_order_of_the_runs_classes(kind, tmp_path):
+    config = make_config(kind, id2label={0: "Good", 1: "plain", 2: "bad"}, label2id={"Good": 0, "plain": 1, "bad": 2})
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    wanted = LabelInventory(("bad", "Good", "plain"))
+    source = ModelSource.find(str(tmp_path / "model"))
+    loaded = source.load(get_task("text-classification"), wanted).eval()
+    assert loaded.config.id2label == wanted.id2label
+    ids = torch.tensor([[5, 6, 7, 8, 3]])
+    with torch.no_grad():
+        assert torch.allclose(loaded(ids).logits, model(ids).logits[:, [2, 0, 1]], atol=1e-6)
+    assert "in another order (Good, plain, bad)" in describe_head(source.load_config(), wanted)[0]
+
+
+def test_a_head_for_other_classes_is_told_and_one_of_the_same_is_left(tmp_path):
+    config = make_config("xlm-roberta", id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1})
+    config.architectures = ["XLMRobertaForSequenceClassification"]
+    assert describe_head(config, LabelInventory(("a", "b"))) == []
+    assert describe_head(config, LabelInventory(("a", "b", "c"))) == []
+    assert "as many other classes (a, b)" in describe_head(config, LabelInventory(("x", "y")))[0]
+    config.architectures = ["XLMRobertaForMaskedLM"]
+    assert describe_head(config, LabelInventory(("x", "y"))) == []
 
 
 def test_an_average_on_disk_says_what_its_run_was_for(go, tmp_path):
