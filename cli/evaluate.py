@@ -55,6 +55,9 @@ def register(app: typer.Typer) -> None:
             "did.",
         ),
         divide_seed: int = typer.Option(0, help="Seed of --divide-split."),
+        allow_shared_rows: bool = typer.Option(
+            False, "--allow-shared-rows", help="Let rows serve in two roles, as both of validation and test."
+        ),
         max_length: int = typer.Option(None, help="Longest input in tokens. Default: as in the run, or the task's."),
         batch_size: int = typer.Option(64, help="Examples per batch."),
         revision: str = typer.Option(None, help="Branch, tag or commit on the Hub."),
@@ -99,6 +102,7 @@ def register(app: typer.Typer) -> None:
             language_map=[language_map] if language_map else None,
             divide_split=[divide_split] if divide_split else None,
             divide_seed=divide_seed,
+            allow_shared_rows=allow_shared_rows,
             max_length=max_length,
             generalized=generalized,
             generalized_languages=[generalized_languages] if generalized_languages else None,

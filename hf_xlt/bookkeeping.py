@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_xlt.arguments import Arguments, non_default
 from hf_xlt.averaging.shared_head import SharedHead
+from hf_xlt.data.division import ID_COLUMN
 from hf_xlt.data.overlap import seen_by_role
 from hf_xlt.data.provenance import provenance
 from hf_xlt.data.roles import DataPlan, DataSet
@@ -184,6 +185,8 @@ def _rows_of(plan: DataPlan, role: str, entries: Sequence[DataSet]) -> dict[str,
     found: dict[str, Any] = {}
     if parts and plan.division is not None:
         found["divided"] = {"shares": dict(plan.division.shares), "seed": plan.division.seed, "wholes": parts}
+        if plan.division.id_column != ID_COLUMN:
+            found["divided"]["id_column"] = plan.division.id_column
     shared: dict[str, list[str]] = {}
     for entry in plan.shared:
         if entry.roles[1] == role:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_xlt.arguments import DataArguments
-from hf_xlt.data.division import Division
+from hf_xlt.data.division import ID_COLUMN, Division
 from hf_xlt.data.generalized import choose_pair_sets, join_pairs
 from hf_xlt.data.labels import LabelInventory
 from hf_xlt.data.model_labels import match_labels
@@ -285,7 +285,8 @@ def division_of(record: RunRecord) -> Division | None:
     if not divided:
         return None
     wholes = frozenset(whole for facts in divided for whole in facts["wholes"].values())
-    return Division(tuple(divided[0]["shares"].items()), divided[0]["seed"], wholes)
+    ids = divided[0].get("id_column", ID_COLUMN)
+    return Division(tuple(divided[0]["shares"].items()), divided[0]["seed"], wholes, ids)
 
 
 def notes_of_run(record: RunRecord, plan: DataPlan) -> list[str]:

@@ -66,8 +66,8 @@ def _rows(record: RunRecord) -> list[str]:
             facts = entry["divided"]
             shares = ", ".join(f"{name} {share:g}" for name, share in facts["shares"].items())
             for source in entry.get("sources") or ():
-                seed = facts["seed"]
-                divided[source] = f"`{source}` was divided into splits by chance: {shares} (seed {seed})."
+                by = f", rows of one `{facts['id_column']}` together" if "id_column" in facts else ""
+                divided[source] = f"`{source}` was divided into splits by chance: {shares} (seed {facts['seed']}{by})."
     found += divided.values()
     return found + _seen(record)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _KEY = "divide"
+ID_COLUMN = "id"
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,13 @@ class Division:
         shares: share of the rows by name of the part; they sum to 1.
         seed: decides which row is in which part.
         only: fingerprints of the sets to divide; None divides all that have one split, or none.
+        id_column: whose equal values keep rows together, where the data have it.
     """
 
     shares: tuple[tuple[str, float], ...]
     seed: int = 0
     only: frozenset[str] | None = None
+    id_column: str = ID_COLUMN
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -43,7 +46,8 @@ class Division:
     def describe(self) -> str:
         """Say it in words."""
         shares = ", ".join(f"{name} {share:g}" for name, share in self.shares)
-        return f"{shares} (seed {self.seed})"
+        by = f", by `{self.id_column}`" if self.id_column != ID_COLUMN else ""
+        return f"{shares} (seed {self.seed}{by})"
 
     def cut(self, ids: Sequence[Any], classes: Sequence[Any] | None, where: str) -> dict[str, list[int]]:
         """Divide rows.
@@ -84,13 +88,13 @@ class Division:
         return cut
 
 
-def parse_division(entries: Sequence[str] | None, seed: int, only: frozenset[str] | None = None) -> Division | None:
+def parse_division(entries: Sequence[str] | None, seed: int, id_column: str = ID_COLUMN) -> Division | None:
     """Read `NAME=SHARE` entries.
 
     Args:
         entries: such as `train=0.8`; several in one are separated by commas. None or nothing divides nothing.
         seed: of the division.
-        only: fingerprints of the sets to divide.
+        id_column: whose equal values keep rows together.
 
     Raises:
         ConfigError: an entry is none, a name comes twice, or the shares do not sum to 1.
@@ -112,7 +116,7 @@ def parse_division(entries: Sequence[str] | None, seed: int, only: frozenset[str
         shares[name] = share
     if shares and abs(sum(shares.values()) - 1) > 1e-6:
         raise ConfigError(f"the shares of `--divide-split` sum to {sum(shares.values()):g}; they must sum to 1.")
-    return Division(tuple(shares.items()), seed, only) if shares else None
+    return Division(tuple(shares.items()), seed, id_column=id_column) if shares else None
 
 
 @dataclass
@@ -209,6 +213,8 @@ class DividedSource:
         if not is_part:
             return self.inner.fingerprint(language, split)
         text = f"{self.inner.fingerprint(language, whole)} {self.division.shares} {self.division.seed} {split}"
+        if self.division.id_column != ID_COLUMN:
+            text += f" {self.division.id_column}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     def rows(self, language: str, split: str) -> Rows:

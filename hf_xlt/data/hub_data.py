@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_xlt.data.patterns import LanguageNames, missing_language, unknown_names
-from hf_xlt.data.tables import SPLIT_COLUMN, Rows, Shape, find_language_column, select_equal, split_names
+from hf_xlt.data.tables import SPLIT_COLUMN, Rows, Shape, find_language_column, hash_rows, select_equal, split_names
 from hf_xlt.errors import ConfigError, close_match
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class HubSource:
     names: LanguageNames = field(default_factory=LanguageNames)
     name: str = field(init=False)
     _sets: dict[tuple[str | None, str], Dataset] = field(default_factory=dict, repr=False)
+    _hashes: dict[tuple[str, str], str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Split the id from the configuration name."""
@@ -182,8 +183,11 @@ class HubSource:
         return rows
 
     def fingerprint(self, language: str, split: str) -> str:
-        """Return the fingerprint that `datasets` keeps."""
-        return self.read(language, split)._fingerprint
+        """Hash the rows: what `datasets` keeps of them differs from machine to machine."""
+        key = (language, split)
+        if key not in self._hashes:
+            self._hashes[key] = hash_rows(self.read(language, split))
+        return self._hashes[key]
 
     def rows(self, language: str, split: str) -> Rows:
         """Say which rows these are."""

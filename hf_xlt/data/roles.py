@@ -212,7 +212,7 @@ def resolve_data(
         ConfigError: a file, column, language or split is missing, a set is empty, or rows would have two roles.
     """
     languages = tuple(arguments.source_languages)
-    division = parse_division(arguments.divide_split, arguments.divide_seed) or divided_before
+    division = parse_division(arguments.divide_split, arguments.divide_seed, arguments.id_column) or divided_before
     finder = _Finder(arguments, task, Opener(arguments, task, division))
     serves = arguments.source_split if trains else arguments.target_split
     source = finder.opener.open(arguments.dataset, serves)

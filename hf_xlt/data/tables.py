@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 LANGUAGE_COLUMNS = ("lang", "language")
 SPLIT_COLUMN = "split"
+# Rows that are hashed at once.
+_HASHED = 10_000
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,15 @@ class Source(Protocol):
 
     def rows(self, language: str, split: str | None) -> Rows:
         """Say which rows these are."""
+
+
+def hash_rows(table: Dataset) -> str:
+    """Hash names of columns and values of a table, wherever and in whatever pieces they lie."""
+    arrow, found = table.with_format("arrow"), hashlib.sha256()
+    for start in range(0, len(table), _HASHED):
+        # Arrow's own bytes depend on how rows were cut into pieces before.
+        found.update(repr(arrow[start : start + _HASHED].to_pydict()).encode("utf-8", "surrogatepass"))
+    return found.hexdigest()
 
 
 def find_language_column(table: Dataset, given: str | None, where: str, way_out: str) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from hf_xlt.data.division import DividedSource, Division
+from hf_xlt.data.division import ID_COLUMN, DividedSource, Division
+from hf_xlt.data.joining import check_id_column
 from hf_xlt.data.patterns import missing_language, parse_language_map
 from hf_xlt.data.sources import Source, make_source
 from hf_xlt.errors import ConfigError
@@ -118,9 +119,11 @@ class Opener:
 
     def _keys(self, table: Dataset, where: str) -> tuple[Sequence[object], Sequence[object] | None]:
         """Return the ids of rows, or their numbers, and their classes where the task has some."""
-        name, id_column = self.task.class_column, self.arguments.id_column
+        name, id_column = self.task.class_column, self.division.id_column
         given = {role: getattr(self.arguments, f"{role}_column") for role in COLUMN_ROLES}
         classes = table[self.task.find_columns(table.column_names, given, where)[name]][:] if name else None
+        if id_column != ID_COLUMN:
+            check_id_column(table.column_names, id_column, where)
         ids = table[id_column][:] if id_column in table.column_names else range(len(table))
         return (range(len(table)) if None in ids else ids), classes
 

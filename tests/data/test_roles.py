@@ -293,6 +293,32 @@ def test_a_run_tells_what_was_divided_and_evaluate_divides_alike(world, capsys):
     assert call(capsys, *divide, *resume)[0] == 0
 
 
+def test_rows_of_one_id_stay_together_and_the_column_is_part_of_the_run(world, capsys):
+    save_encoder(world / "encoder")
+    for language in ("en", "de"):
+        rows = [{**row, "doc": f"d{n // 3}"} for n, row in enumerate(make_rows(language, 30, 5))]
+        write_rows(world / "y" / f"{language}.jsonl", rows)
+    divide = ("--dataset", "y/{lang}.jsonl", "--divide-split", "train=0.5,test=0.5")
+    place = ("--target-languages", "de", "--max-steps", "1", "--output-dir", "out")
+    code, _, err = call(capsys, *divide, "--id-column", "docs", *place)
+    assert code == 2 and "must contain a `docs` column" in err and "`doc`" in err and not (world / "out").exists()
+    code, _, err = call(capsys, *divide, "--id-column", "doc", *place)
+    assert code == 0, err
+    record = json.loads((world / "out" / "xlt_run.json").read_text())
+    assert record["data"]["source"]["divided"]["id_column"] == "doc"
+    assert "(seed 0, rows of one `doc` together)" in (world / "out" / "README.md").read_text()
+    assert main(["evaluate", "out", "--dataset", "y/{lang}.jsonl", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["languages"] == record["results"]["languages"]
+    plan = resolve(
+        dataset="y/{lang}.jsonl", divide_split=["train=0.5,test=0.5"], id_column="doc", target_languages=["de"]
+    )
+    parts = [{row["doc"] for row in entry.read()} for entry in plan.of_role("source", "source test")]
+    assert len(parts) == 2 and not parts[0] & parts[1] and parts[0] | parts[1] == {f"d{n}" for n in range(10)}
+    (world / "out" / "xlt_run.json").write_text(json.dumps(record | {"status": "interrupted"}))
+    code, _, err = call(capsys, *divide, *place, "--resume")
+    assert code == 2 and err.count("\n") == 1
+
+
 def test_a_run_tells_shared_rows_and_copies(world, capsys):
     save_encoder(world / "encoder")
     shared = ("--dataset", "data/{split}.{lang}.jsonl", "--target-languages", "de", "--source-split", "test")

@@ -3,6 +3,7 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset, concatenate_datasets, load_dataset
 from tiny import make_rows, write_data, write_rows
 
 from hf_xlt.data.sources import (
@@ -13,6 +14,7 @@ from hf_xlt.data.sources import (
     make_source,
     shareable_pattern,
 )
+from hf_xlt.data.tables import hash_rows
 from hf_xlt.errors import ConfigError
 
 
@@ -148,3 +150,16 @@ def test_the_fingerprint_follows_the_content(tmp_path):
     assert before == source.fingerprint("en", "train")
     write_rows(tmp_path / "en.jsonl", make_rows("en", 3, 1))
     assert before != source.fingerprint("en", "train")
+
+
+def test_rows_are_hashed_alike_wherever_they_lie(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_xlt.data.tables._HASHED", 7)
+    rows = [{"text": f"t{n}" if n % 5 else None, "label": n % 3, "tags": ["a", "b"][: n % 3]} for n in range(40)]
+    table = Dataset.from_list(rows)
+    halves = concatenate_datasets([Dataset.from_list(rows[:13]), Dataset.from_list(rows[13:])])
+    table.to_parquet(tmp_path / "x.parquet", batch_size=9)
+    stored = load_dataset("parquet", data_files=str(tmp_path / "x.parquet"), split="train", cache_dir=str(tmp_path))
+    turned = Dataset.from_list(rows[::-1]).select(range(39, -1, -1))
+    assert {hash_rows(other) for other in (halves, stored, turned)} == {hash_rows(table)}
+    for other in (rows[:39], [{**rows[0], "label": 1}, *rows[1:]], [{"txt": row["text"], **row} for row in rows]):
+        assert hash_rows(Dataset.from_list(other)) != hash_rows(table)
