@@ -76,6 +76,7 @@ def plan_run(arguments: Arguments) -> tuple[DataPlan, dict[str, Any]]:
         target_validation=arguments.average.compares_oracle,
     )
     selection = settle_selection(arguments, plan.task)
+    arguments.strategy.check_data(arguments.config, plan)
     note_augmentation(arguments, plan)
     if arguments.data.generalized:
         choose_pair_sets(plan, arguments.data)

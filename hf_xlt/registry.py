@@ -88,6 +88,7 @@ class Strategy:
         augmentation: what happens to source training rows before they are encoded, from the config; None is nothing.
         trains_on: role of the examples that its main loader goes through, from the config.
         notes: what a card must say of the implementation's relation to the paper.
+        check_data: refuses a plan's data that the config cannot be used with, with a `ConfigError`.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Strategy:
     augmentation: Callable[[Any], Augmentation | None] = lambda config: None
     trains_on: Callable[[Any], str] = lambda config: "source"
     notes: str = ""
+    check_data: Callable[[Any, Any], None] = lambda config, plan: None
 
     @property
     def uses_shots(self) -> bool:

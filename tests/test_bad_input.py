@@ -140,6 +140,10 @@ USAGE = {
         "strategy `meta-pretrain` needs all weights trained and does not take `--peft`. Leave it out, or choose one "
         "of `finetune`, `robust`",
     ),
+    "no text for the first phase": (
+        f"{GOOD} --strategy meta-pretrain --text-dataset data/{{split}}.{{lang}}.jsonl --text-languages de",
+        "there is no text in `en` for the monolingual phase; the text has de.",
+    ),
     "sharded adapters": (f"{GOOD} --peft lora --fsdp full_shard", "`--peft` does not go with FSDP or DeepSpeed"),
     "average settings without averaging": (
         f"{GOOD} --average-every 2",

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from hf_xlt.errors import ConfigError
+from hf_xlt.languages import find_same
 from hf_xlt.randomness import derive_seed
 
 _CHUNK = 1024
@@ -40,13 +41,14 @@ def temperature_distribution(
     empty = [language for language, size in sizes.items() if not size > 0]
     if empty:
         raise ConfigError(f"language {', '.join(f'`{code}`' for code in empty)} has no text; leave it out.")
-    unknown = sorted(set(floors or {}) - set(sizes))
+    floors = {find_same(code, sizes) or code: share for code, share in (floors or {}).items()}
+    unknown = sorted(set(floors) - set(sizes))
     if unknown:
         raise ConfigError(f"a least share is asked for `{unknown[0]}`, which has no text in this phase.")
     logs = alpha * (np.log(np.array(list(sizes.values()), dtype=np.float64)) - np.log(sum(sizes.values())))
     weights = np.exp(logs - logs.max())
     shares = dict(zip(sizes, (weights / weights.sum()).tolist(), strict=True))
-    return _raise_to_floors(shares, dict(floors or {}))
+    return _raise_to_floors(shares, floors)
 
 
 def _raise_to_floors(shares: dict[str, float], floors: dict[str, float]) -> dict[str, float]:

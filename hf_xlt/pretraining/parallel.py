@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from hf_xlt.errors import ConfigError
+from hf_xlt.languages import find_same
 from hf_xlt.pretraining.corpus import Subset
 from hf_xlt.pretraining.mixture import LanguageSampler
 from hf_xlt.randomness import derive_seed
@@ -61,10 +62,20 @@ class ParallelText:
             shares: q_l.
             pivot: a language that is to be on one side of a set share of the pairs; None for none.
             pivot_share: that share, when both kinds of pairs exist; 0 leaves it to the mixture.
+
+        Raises:
+            ConfigError: a share is asked for, and no pair has the pivot.
         """
         weights = {f"{a} {b}": shares[a] * shares[b] for a, b in self.shared}
+        asked, pivot = pivot, pivot and find_same(pivot, shares)
         with_pivot = {key for key in weights if pivot in key.split()}
         others = set(weights) - with_pivot
+        if pivot_share and not with_pivot:
+            raise ConfigError(
+                f"`pivot_share` is {pivot_share:g}, and no translation pair has its `pivot` ({asked}): pairs are "
+                f"of {', '.join(sorted({code for key in weights for code in key.split()}))}. Name another, or "
+                "leave the share at 0."
+            )
         if not with_pivot or not others or not pivot_share:
             total = sum(weights.values())
             return {key: weight / total for key, weight in weights.items()}

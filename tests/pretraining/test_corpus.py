@@ -140,8 +140,12 @@ def test_the_pivot_has_its_share():
     shares = text.distribution(dict.fromkeys(("en", "de", "sw"), 1 / 3), "en", 0.8)
     assert shares["de en"] + shares["en sw"] == pytest.approx(0.8) and shares["de sw"] == pytest.approx(0.2)
     assert set(text.distribution(dict.fromkeys(("en", "de", "sw"), 1 / 3), "en", 1.0)) == {"de en", "en sw"}
-    uniform = text.distribution(dict.fromkeys(("en", "de", "sw"), 1 / 3), None, 0.5)
+    assert text.distribution(dict.fromkeys(("en", "de", "sw"), 1 / 3), "eng_Latn", 0.8) == shares
+    uniform = text.distribution(dict.fromkeys(("en", "de", "sw"), 1 / 3), None, 0.0)
     assert list(uniform.values()) == pytest.approx([1 / 3] * 3)
+    for pivot in (None, "fr"):
+        with pytest.raises(ConfigError, match="no translation pair has its `pivot`"):
+            text.distribution(dict.fromkeys(("en", "de", "sw"), 1 / 3), pivot, 0.5)
 
 
 def test_joined_documents_hold_both_sides_and_are_cut():

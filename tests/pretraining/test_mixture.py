@@ -112,3 +112,8 @@ def test_positions_within_a_language_count_its_earlier_rows():
     languages, later = LanguageSampler({"a": 0.3, "b": 0.7}, 1).places(1500, 1500)
     assert (languages == whole[1500:]).all() and (later == places[1500:]).all()
     assert sampler.counts_before(1500).tolist() == np.bincount(whole[:1500]).tolist()
+
+
+def test_a_least_share_is_the_languages_under_any_code():
+    sizes = {"eng_Latn": 1.0, "de": 9.0}
+    assert temperature_distribution(sizes, 1.0, {"en": 0.4}) == pytest.approx({"eng_Latn": 0.4, "de": 0.6})

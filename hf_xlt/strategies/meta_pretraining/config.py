@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hf_xlt.errors import ConfigError
-from hf_xlt.languages import check_code
+from hf_xlt.languages import check_code, find_same
 from hf_xlt.pretraining.plan import MLM, OBJECTIVES, TLM, Phase, Source, split_budget
 from hf_xlt.pretraining.streaming import MAX_FAILED_SHARDS
 from hf_xlt.registry import Refusal
@@ -186,7 +186,9 @@ def two_phases(config: MetaPretrainingConfig, languages: tuple[str, ...]) -> lis
     Raises:
         ConfigError: there is no text in the language of the first phase.
     """
-    if config.meta_fraction > 0 and config.meta_language not in languages:
+    # The text may call the language by another code.
+    meta_language = find_same(config.meta_language, languages) or config.meta_language
+    if config.meta_fraction > 0 and meta_language not in languages:
         raise ConfigError(
             f"there is no text in `{config.meta_language}` for the monolingual phase; the text has "
             f"{', '.join(languages)}. Name one by `meta_language`, or set `meta_fraction` to 0."
@@ -198,11 +200,11 @@ def two_phases(config: MetaPretrainingConfig, languages: tuple[str, ...]) -> lis
     meta = Phase(
         META,
         config.total_steps,
-        sources=(Source("text", (config.meta_language,)),),
+        sources=(Source("text", (meta_language,)),),
         learning_rate=config.meta_learning_rate,
         **shared,
     )
-    floors = {config.meta_language: config.replay_floor} if config.replay_floor else {}
+    floors = {meta_language: config.replay_floor} if config.replay_floor else {}
     cross = Phase(
         CROSS,
         config.total_steps,
@@ -212,7 +214,7 @@ def two_phases(config: MetaPretrainingConfig, languages: tuple[str, ...]) -> lis
         alpha=config.alpha,
         floors=floors,
         tlm_share=config.tlm_share,
-        pivot=config.meta_language,
+        pivot=meta_language,
         **shared,
     )
     return split_budget([meta, cross], config.total_steps, config.meta_fraction)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hf_xlt.registry import ACCUMULATION, PADDING, PROCESSES, RESUME, Paper, Strategy
 from hf_xlt.strategies.meta_pretraining.config import REFUSALS, MetaPretrainingConfig
-from hf_xlt.strategies.meta_pretraining.phases import task_phases
+from hf_xlt.strategies.meta_pretraining.phases import check_text, task_phases
 from hf_xlt.strategies.meta_pretraining.trainer import MetaPretrainingTrainer
 
 _PAPER = Paper(
@@ -29,6 +29,7 @@ STRATEGY = Strategy(
     paper=_PAPER,
     roles=("source", "text"),
     phases=task_phases,
+    check_data=check_text,
     invariances=frozenset({ACCUMULATION, PROCESSES, RESUME, PADDING}),
     refusals=REFUSALS,
     cost_note="pre-training comes on top",

@@ -11,6 +11,7 @@ import numpy as np
 from transformers import SchedulerType
 from transformers.trainer_utils import IntervalStrategy
 
+from hf_xlt.data.roles import TEXT, DataPlan
 from hf_xlt.errors import ConfigError
 from hf_xlt.pretraining.batches import PhaseText
 from hf_xlt.pretraining.plan import REDRAW, Phase
@@ -121,6 +122,15 @@ def _change_vocabulary(model: Any, tokenizer: Any, phase: Phase, seed: int) -> t
     return model, new
 
 
+def check_text(config: Any, plan: DataPlan) -> None:
+    """Refuse text that lacks the language of the first phase, before anything is written.
+
+    Raises:
+        ConfigError: it does.
+    """
+    two_phases(config, tuple(entry.language for entry in plan.of_role(TEXT)))
+
+
 def task_phases(config: Any) -> list[RunPhase]:
     """Return the phases of `--strategy meta-pretrain`: monolingual, multilingual, then fine-tuning on the task.
 
@@ -132,7 +142,7 @@ def task_phases(config: Any) -> list[RunPhase]:
         from hf_xlt.pretraining.loading import corpora_of_tables, phase_text
         from hf_xlt.pretraining.report import report_phase
 
-        tables = context.roles["text"]
+        tables = context.roles[TEXT]
         # Resolved now, against the text that is there.
         resolved = next(known for known in two_phases(config, tuple(sorted(tables))) if known.name == phase.name)
         corpora = corpora_of_tables(tables, tokenizer, resolved)
