@@ -16,6 +16,7 @@ from hf_xlt.data.roles import DataPlan, DataSet
 from hf_xlt.environment import hardware, shareable_arguments, shareable_command, versions
 from hf_xlt.errors import ConfigError
 from hf_xlt.languages import english_name, iso_code
+from hf_xlt.modelling.attention import kernel_of
 from hf_xlt.models import is_adapted
 from hf_xlt.preparation import Prepared
 from hf_xlt.record import RunRecord
@@ -233,7 +234,7 @@ def describe_languages(plan: DataPlan) -> dict[str, list[dict[str, str]]]:
 
 def complete_hardware(record: RunRecord, arguments: Arguments, threads: int, model: Any) -> None:
     """Add what is known only once the model is loaded."""
-    record.hardware = hardware(arguments.config, threads)
+    record.hardware = {**hardware(arguments.config, threads), "attention": kernel_of(model)}
     if is_adapted(model):
         from hf_xlt.adapters import describe, merged_size
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from hf_xlt.data.roles import (
 )
 from hf_xlt.errors import ConfigError, close_match
 from hf_xlt.evaluation import encoder
+from hf_xlt.modelling.attention import choose_kernel
 from hf_xlt.modelling.classes import describe_head
 from hf_xlt.modelling.tokens import Fitted, fit_tokenizer
 from hf_xlt.models import ModelSource
@@ -50,6 +52,7 @@ class Prepared:
         inventory: its labels, or None for tasks without.
         model: where its encoder comes from.
         max_length: longest input in tokens.
+        kernel: attention kernel that was chosen for training; None where the user, or transformers, chose.
     """
 
     context: RunContext
@@ -57,6 +60,7 @@ class Prepared:
     inventory: LabelInventory | None
     model: ModelSource
     max_length: int
+    kernel: str | None = None
 
 
 def plan_run(arguments: Arguments) -> tuple[DataPlan, dict[str, Any]]:
@@ -255,6 +259,10 @@ def prepare(arguments: Arguments, plan: DataPlan, flag: InterruptionFlag) -> Pre
     tables, inventory = plan.read_training()
     fitted: Fitted = plan.fitted
     source, tokenizer, max_length = fitted.source, fitted.tokenizer, fitted.max_length
+    kernel = None
+    if source.attn_implementation is None and not source.trust_remote_code:
+        kernel = choose_kernel(arguments.config, max_length)
+        source = dataclasses.replace(source, attn_implementation=kernel)
 
     def encoder_of(entry: DataSet) -> Callable[[Any], Any]:
         return encoder(entry, plan, tokenizer, inventory, max_length)
@@ -294,7 +302,7 @@ def prepare(arguments: Arguments, plan: DataPlan, flag: InterruptionFlag) -> Pre
         extra_callbacks=lambda: [FrozenHeadCheck(shared)] if shared else [],
         select_on_target_validation=arguments.data.select_on_target_validation,
     )
-    return Prepared(context, plan, inventory, source, max_length)
+    return Prepared(context, plan, inventory, source, max_length, kernel)
 
 
 def _selected_on(arguments: Arguments, plan: DataPlan) -> list[DataSet]:

@@ -66,7 +66,7 @@ class RunRecord:
         phases: `name`, `updates`, `seconds`, per phase done; of one that was averaged `averaging` (see
             `hf_xlt.averaging.summary`), and what the strategy says of itself.
         versions: package to version.
-        hardware: `device`, `processor`, `processes`, `threads`.
+        hardware: `device`, `processor`, `processes`, `threads`, and `attention`, the kernel of training.
         wall_time_seconds: training and scoring, over all resumptions.
         command: the command without local paths and tokens.
         results: `Results.to_dict()` of the final scoring, or None.

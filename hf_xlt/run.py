@@ -118,6 +118,7 @@ class Run:
         from transformers.utils import logging
 
         from hf_xlt.bookkeeping import check_same_run, complete_hardware, start_record, take_over
+        from hf_xlt.modelling.attention import score_with_default
         from hf_xlt.modelling.trial import first_rows, try_model
         from hf_xlt.preparation import prepare
         from hf_xlt.training.phases import run_phases
@@ -150,6 +151,8 @@ class Run:
         if trainer is None or arguments.peft.peft:
             # Adapters are merged in what was saved, and that is what is pushed: it is what is scored.
             trainer = self._scoring_trainer(context, self.folder)
+        elif prepared.kernel:
+            score_with_default(trainer.accelerator.unwrap_model(trainer.model))
         tests, results, generalized = self._score(trainer, prepared, record)
         record.results = results.to_dict()
         record.generalized = generalized.to_dict() if generalized else None
@@ -190,6 +193,11 @@ class Run:
             f"{len(plan.target_languages)} target languages, {record.hardware['device']}, "
             f"{record.hardware['processes']} x {record.hardware['threads']} threads."
         )
+        if prepared.kernel:
+            say(
+                f"Attention: {prepared.kernel} for training, which is quicker than sdpa on a CPU in bf16; "
+                "`--attn-implementation` chooses another."
+            )
         if self.arguments.embedded:
             say("Embedded demo task: phrases of the Unicode CLDR. Its numbers say nothing about other tasks.")
         for note in plan.notes:

@@ -73,6 +73,7 @@ def facts(record: RunRecord, timed: str) -> list[tuple[str, str]]:
         ("Training", "; ".join(phases)),
         ("Time", f"{record.wall_time_seconds:,.0f} s for {timed}" if record.wall_time_seconds else ""),
         ("Hardware", device),
+        ("Attention in training", hardware.get("attention") or ""),
         ("Versions", ", ".join(f"{package} {version}" for package, version in record.versions.items())),
         ("Date", record.created),
     ]
