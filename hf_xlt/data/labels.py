@@ -52,6 +52,17 @@ class LabelInventory:
         """Name to index, for the model's config."""
         return {name: index for index, name in enumerate(self.names)}
 
+    def respelt(self, name: Any) -> str | None:
+        """Return the one class whose name differs from a label in case, blanks, hyphens or underscores alone.
+
+        Args:
+            name: a label; None is returned for the name of a class, for numbers and for what is no text.
+        """
+        if not isinstance(name, str) or normal(name) in self.names or is_number(name):
+            return None
+        near = [known for known in self.names if plain(known) == plain(name)]
+        return near[0] if len(near) == 1 else None
+
     def indices(
         self, values: Sequence[Any], texts: Sequence[str | None] | None, where: str, start: int = 0, unit: str = "row"
     ) -> list[int]:
@@ -65,7 +76,8 @@ class LabelInventory:
             unit: what is numbered, for messages.
 
         Raises:
-            ConfigError: a label is missing, outside the inventory, or a bare number where the classes have names.
+            ConfigError: a label is missing, outside the inventory, or a bare number where the classes have names. One
+                that is spelt otherwise is its class (`respelt`).
         """
         known, found = self.label2id, {}
         chosen = []
@@ -89,6 +101,9 @@ class LabelInventory:
         text = str(value) if isinstance(value, int) else normal(value)
         if text in known:
             return known[text]
+        near = self.respelt(text)
+        if near is not None:
+            return known[near]
         if not _NUMBER.fullmatch(text):
             raise ConfigError(
                 f"{spot}: label {value!r} is not in the inventory {few(self.names)}."
@@ -106,6 +121,20 @@ class LabelInventory:
             f"{spot}: label {value} is outside the inventory 0..{len(self.names) - 1} "
             f"({few(self.names)}). The inventory is that of the source training split; `--labels` names it."
         )
+
+
+def describe_spelling(where: str, labels: Iterable[Any], inventory: LabelInventory) -> list[str]:
+    """Say which labels are spelt otherwise than their classes.
+
+    Args:
+        where: what the data are.
+        labels: the different ones of a set.
+        inventory: the classes.
+    """
+    read = {label: inventory.respelt(label) for label in labels if isinstance(label, str)}
+    pairs = [f"`{label}` as `{name}`" for label, name in sorted(read.items()) if name is not None]
+    told = f"{where}: labels that differ from a class in case, blanks or hyphens alone are read as it: {few(pairs)}."
+    return [told] if pairs else []
 
 
 _ONE_LABEL = "`text-classification` takes one label per row; `--task multi-label-classification` takes several."

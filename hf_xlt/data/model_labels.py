@@ -8,7 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_xlt.data.labels import LABEL_TEXT_COLUMN, LabelInventory, declared_names, is_number, normal, plain
+from hf_xlt.data.labels import (
+    LABEL_TEXT_COLUMN,
+    LabelInventory,
+    declared_names,
+    describe_spelling,
+    is_number,
+    normal,
+    plain,
+)
 from hf_xlt.data.roles import DataPlan, DataSet
 from hf_xlt.errors import ConfigError, few
 
@@ -55,6 +63,9 @@ def match_labels(
     if declared and not given and unnamed:
         names = _unnamed(classes, declared, entries[0].where)
         plan.notes.append(f"the model's classes have no names; taken in the order of the data: {_numbered(names)}.")
+    known = LabelInventory(names)
+    for entry in entries:
+        plan.notes += describe_spelling(entry.where, _different(entry.read(), entry.columns[role]), known)
     matching = _Matching(names, counted, plan.task.class_column is None, role)
     plan.sets = {
         kind: [_Translated(**_values(entry), matching=matching) for entry in sets] for kind, sets in plan.sets.items()
@@ -88,8 +99,7 @@ def _declared_names(table: Dataset, column: str) -> tuple[str, ...] | set[str] |
     names = declared_names(table, column)
     if names:
         return names
-    values = table[column][:]
-    flat = {value for row in values for value in (row if isinstance(row, (list, tuple)) else [row])}
+    values, flat = table[column][:], _different(table, column)
     if any(isinstance(value, str) and not is_number(value) for value in flat):
         return {str(value) for value in flat}
     if LABEL_TEXT_COLUMN not in table.column_names:
@@ -97,6 +107,11 @@ def _declared_names(table: Dataset, column: str) -> tuple[str, ...] | set[str] |
     beside = dict(zip(values, table[LABEL_TEXT_COLUMN][:], strict=True))
     complete = sorted(beside) == list(range(len(beside)))
     return tuple(str(beside[index]) for index in sorted(beside)) if complete else set(map(str, beside.values()))
+
+
+def _different(table: Dataset, column: str) -> set[Any]:
+    """Return the different labels of a table, whose rows have one or a list of them."""
+    return {value for row in table[column][:] for value in (row if isinstance(row, (list, tuple)) else [row])}
 
 
 @dataclass(frozen=True)
@@ -127,7 +142,7 @@ class _Matching:
         present = {value for row in rows for value in row or () if isinstance(value, str) and not is_number(value)}
         if not present:
             return table
-        spelt = {name: self.names[number] for name, number in self._index(present, where).items()}
+        spelt = self._classes_of(present, where)
         # What is no name, such as a missing label, stays as it is for the check that says where it stands.
         found = [[spelt.get(value, value) for value in row or ()] for row in rows]
         return table.remove_columns([column]).add_column(column, found if self.listed else [row[0] for row in found])
@@ -137,25 +152,17 @@ class _Matching:
         is_index = value not in self.names and not isinstance(value, bool) and is_number(str(value))
         return self.counted[int(value)] if is_index and 0 <= int(value) < len(self.counted) else value
 
-    def _index(self, present: set[str], where: str) -> Mapping[str, int]:
-        exact = {name: number for number, name in enumerate(self.names)}
-        spelt: dict[str, list[int]] = {}
-        for number, name in enumerate(self.names):
-            spelt.setdefault(plain(name), []).append(number)
-        index, strange = {}, []
-        for name in sorted(present):
-            near = spelt.get(plain(name), [])
-            if name in exact or len(near) == 1:
-                index[name] = exact.get(name, near[0] if near else -1)
-            else:
-                strange.append(name)
+    def _classes_of(self, present: set[str], where: str) -> Mapping[str, str]:
+        inventory = LabelInventory(self.names)
+        near = {name: inventory.respelt(name) or normal(name) for name in sorted(present)}
+        strange = [name for name, known in near.items() if known not in self.names]
         if strange:
             raise ConfigError(
                 f"{where} has labels that the model has no class for: {_few(strange)}. The model's classes are "
                 f"{_few(self.names)}; if they only have other names, give the data's in the model's order with "
                 "`--labels`."
             )
-        return index
+        return near
 
 
 @dataclass(frozen=True)

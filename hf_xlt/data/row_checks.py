@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from hf_xlt.data.labels import LabelInventory, describe_spelling
 from hf_xlt.data.sources import EmbeddedSource
 from hf_xlt.errors import ConfigError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from hf_xlt.data.labels import LabelInventory
     from hf_xlt.data.roles import DataSet
 
 _TEXTS = ("text", "text_pair", "question", "context")
@@ -48,7 +48,7 @@ def check_rows(entries: Iterable[DataSet], inventory: LabelInventory | None) -> 
         if "tokens" in entry.columns:
             _check_words(entry, arrow)
         if inventory is not None and entry.label_column is not None:
-            _check_labels(entry, table, inventory)
+            notes += _check_labels(entry, table, inventory)
     return notes
 
 
@@ -100,13 +100,17 @@ def _check_words(entry: DataSet, table: Any) -> None:
         )
 
 
-def _check_labels(entry: DataSet, table: Dataset, inventory: LabelInventory) -> None:
-    """Look for labels of no class: among the different ones, and row by row only where there is one."""
+def _check_labels(entry: DataSet, table: Dataset, inventory: LabelInventory) -> list[str]:
+    """Look for labels of no class: among the different ones, and row by row only where there is one.
+
+    Returns:
+        A note where labels are spelt otherwise than their classes.
+    """
     column = entry.label_column
     values = table.with_format(None)[column][:]
     listed = "tags" in entry.columns
     if listed and not all(isinstance(row, list) for row in values):
-        return
+        return []
     different: Mapping[str, Any] = {repr(value): value for row in values for value in (row if listed else (row,))}
     try:
         inventory.indices(list(different.values()), None, entry.where)
@@ -115,6 +119,7 @@ def _check_labels(entry: DataSet, table: Dataset, inventory: LabelInventory) -> 
             inventory.indices(values, None, entry.where)
         for number, row in enumerate(values if listed else ()):
             inventory.indices(row, None, f"{entry.where}, row {number}", unit="word")
+    return describe_spelling(entry.where, different.values(), inventory)
 
 
 def _first(mask: Any) -> int | None:

@@ -3,7 +3,7 @@
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from hf_xlt.data.labels import LabelInventory, alike, find_inventory, named
+from hf_xlt.data.labels import LabelInventory, alike, describe_spelling, find_inventory, named
 from hf_xlt.errors import ConfigError
 
 
@@ -107,3 +107,15 @@ def test_rows_are_read_by_name_wherever_there_are_names():
 
 def test_names_that_differ_in_case_or_blanks_are_told():
     assert alike(["good", "Good", "bad", " bad", "x y", "XY"]) == [("good", "Good"), ("bad", " bad"), ("x y", "XY")]
+
+
+def test_labels_spelt_otherwise_are_their_class_and_that_is_told():
+    inventory = LabelInventory(("café", "non toxic", "Yes", "yes"), numbered=False)
+    labels = ["cafe\u0301", " CAFÉ", "Non-Toxic", "non_toxic", "Yes"]
+    assert inventory.indices(labels, None, "x") == [0, 0, 1, 1, 2]
+    for label in ("YES", "caf", "1"):
+        with pytest.raises(ConfigError):
+            inventory.indices([label], None, "x")
+    (note,) = describe_spelling("x", labels, inventory)
+    assert "` CAFÉ` as `café`, `Non-Toxic` as `non toxic`" in note and "`Yes`" not in note and "e\u0301" not in note
+    assert describe_spelling("x", ["café", "yes", 3], inventory) == []
