@@ -12,8 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hf_xlt.training.dependent import dependent
+
 if TYPE_CHECKING:
     from hf_xlt.averaging.greedy import SourceScorer
+
+
+DEPENDENT = (
+    dependent(
+        "dataset source_languages validation_split task text_column text_pair_column label_column tokens_column "
+        "tags_column question_column context_column answers_column language_column language_map max_length batch_size",
+        lambda asked: asked.greedy,
+        "`--greedy`, which scores",
+    ),
+)
 
 
 def register(app: typer.Typer) -> None:

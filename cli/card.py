@@ -6,6 +6,10 @@ from pathlib import Path
 
 import typer
 
+from hf_xlt.training.dependent import dependent
+
+DEPENDENT = (dependent("output", lambda asked: not asked.check, "a card that is written: leave `--check` out"),)
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""

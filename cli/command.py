@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ class Command(TyperCommand):
     """A command whose help and completion name the shared flags, which `main` takes off the command line."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse, but refuse a flag with one value that comes twice: the first value would be lost without a word.
+        """Parse, but refuse a flag with one value that comes twice (the first one would be lost), or of no effect.
 
         Raises:
             ConfigError: there is one.
@@ -35,7 +36,30 @@ class Command(TyperCommand):
                     f"`{option.opts[0]}` is there {given} times, and takes one value; several names in one value are "
                     "separated by commas."
                 )
-        return super().parse_args(ctx, args)
+        left = super().parse_args(ctx, args)
+        self._check_used(ctx)
+        return left
+
+    def _check_used(self, ctx: Any) -> None:
+        """Refuse options that do nothing without others, as the table `DEPENDENT` of the command's module says.
+
+        Raises:
+            ConfigError: there is one.
+        """
+        table = getattr(sys.modules.get(getattr(self.callback, "__module__", "")), "DEPENDENT", ())
+        if not table:
+            return
+        from hf_xlt.training.dependent import unused_problems
+
+        options = {option.name: option for option in self.get_params(ctx)}
+        problems = unused_problems(
+            SimpleNamespace(**ctx.params),
+            table,
+            changed=lambda names: [name for name in names if ctx.params[name] not in (options[name].default, None)],
+            spelt=lambda name: f"`{options[name].opts[0]}`",
+        )
+        if problems:
+            raise ConfigError(f"{'; '.join(problems)}.")
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write the shared flags below the command's own."""

@@ -5,6 +5,11 @@ from __future__ import annotations
 import typer
 
 from hf_xlt.cli.command import task_names
+from hf_xlt.training.dependent import dependent
+
+DEPENDENT = (
+    dependent("target_languages", lambda asked: not asked.languages, "all languages: leave `--languages` out"),
+)
 
 
 def register(app: typer.Typer) -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 import typer
 
 from hf_xlt.errors import ConfigError
+from hf_xlt.training.dependent import dependent
+
+DEPENDENT = (dependent("alpha", lambda asked: not asked.as_json, "the table of shares, which `--json` leaves out"),)
 
 
 def register(app: typer.Typer) -> None:

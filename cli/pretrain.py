@@ -6,6 +6,10 @@ import sys
 
 import typer
 
+from hf_xlt.training.dependent import dependent
+
+DEPENDENT = (dependent("allow_phase_change", lambda asked: asked.resume, "`--resume`"),)
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""

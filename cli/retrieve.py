@@ -7,6 +7,13 @@ from pathlib import Path
 
 import typer
 
+from hf_xlt.training.dependent import dependent
+
+DEPENDENT = (
+    dependent("source_language", lambda asked: asked.id_column, "`--id-column`"),
+    dependent("pair_column", lambda asked: not asked.id_column, "rows that hold both sides: leave `--id-column` out"),
+)
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""

@@ -239,8 +239,6 @@ class DataArguments:
         self.language_map = split_names(self.language_map)
         self.label_columns = split_names(self.label_columns)
         self.generalized_languages = split_codes(self.generalized_languages) or None
-        if self.generalized_languages and not self.generalized:
-            raise ConfigError("`--generalized-languages` says what `--generalized` scores; add `--generalized`.")
         parse_division(self.divide_split, self.divide_seed)
         parse_language_map(self.language_map)
         if self.shots < 0:
@@ -346,12 +344,54 @@ def check_arguments(arguments: Arguments) -> None:
             "(with `--eval-strategy epoch --save-strategy epoch`)."
         )
     _check_roles(arguments.strategy, config, data)
-    arguments.strategy.check(config, data.task)
+    arguments.strategy.check(config, data.task, arguments.explicit)
+    _check_unused(arguments)
     unsmoothed = get_task(data.task).unsmoothed
     if config.label_smoothing_factor and unsmoothed:
         raise ConfigError(
             f"`--label-smoothing-factor` does not go with the task `{data.task}`: {unsmoothed}. Leave it at 0."
         )
+
+
+def _check_unused(arguments: Arguments) -> None:
+    """Refuse settings that were asked for and that this run would ignore.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    from hf_xlt.data.settings import check_data_used
+    from hf_xlt.tasks import get_task
+    from hf_xlt.training.dependent import dependent
+    from hf_xlt.training.stock_settings import check_start, check_used_by_run
+
+    run, config, strategy, asked = arguments.run, arguments.config, arguments.strategy, arguments.explicit
+    task = get_task(arguments.data.task)
+    check_start(config)
+    check_used_by_run(config, asked, stops_early=run.early_stopping_patience is not None)
+    validates = needs_validation(config) or arguments.average.compares_validation or task.find_threshold is not None
+    check_data_used(
+        arguments.data,
+        task,
+        asked,
+        dependent(
+            "validation_split",
+            lambda data: validates,
+            "evaluation during training (`--eval-strategy epoch`), or a choice by it",
+        ),
+        dependent(
+            "few_shot_mode",
+            lambda data: not strategy.uses_shots,
+            f"strategies that leave shots to the loss or the training data; `{strategy.name}` has its own use of them",
+        ),
+    )
+    if getattr(config, "allow_phase_change", False) and not run.resume:
+        raise ConfigError("`--allow-phase-change` says how to resume; add `--resume`, or leave it out.")
+
+
+def needs_validation(config: Any) -> bool:
+    """Say whether a run looks at validation data."""
+    evaluates = str(getattr(config.eval_strategy, "value", config.eval_strategy)) != "no"
+    return evaluates or config.eval_on_start or config.load_best_model_at_end
 
 
 # What meets each data role besides the source: the field of `DataArguments`, and how to say it on a command line.

@@ -87,8 +87,14 @@ class ModelSource:
             **options: the other fields.
 
         Raises:
-            ConfigError: a path that is no directory.
+            ConfigError: a path that is no directory, or a revision of a model that is not on the Hub.
         """
+        local = model in (EMBEDDED, EMBEDDED_PHRASES) or os.path.isdir(expand_home(model))
+        if local and options.get("revision") is not None:
+            raise ConfigError(
+                f"revision `{options['revision']}` is a version on the Hub, and `{model}` lies here; leave it out, or "
+                "give the model's Hub id."
+            )
         if model in (EMBEDDED, EMBEDDED_PHRASES):
             from hf_xlt import embedded
 

@@ -88,6 +88,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     defaults = default_settings("sweep" if names else strategy.name, explicit, place)
     asked = [*as_tokens(dict(from_file.values())), *argv]
     tokens = [*as_tokens({key: value for key, value in defaults.items() if key not in explicit}), *asked]
+    tokens += _first_varied(argv, settings, options)
     *groups, rest = parser.parse_args_into_dataclasses(tokens, return_remaining_strings=True, look_for_args_file=False)
     if rest:
         raise _unknown(rest[0].split("=")[0], parser)
@@ -97,6 +98,23 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     check_average(arguments)
     check_sweep(arguments)
     return arguments
+
+
+def _first_varied(argv: Sequence[str], settings: Mapping[str, Any], options: Mapping[str, str]) -> list[str]:
+    """Return the first value of every setting that a sweep varies: others may be of no use without it.
+
+    What is no setting, or cannot be varied, is told of where the runs are planned.
+    """
+    first = _Parser(add_help=False, allow_abbrev=False)
+    first.add_argument("--vary", nargs="*", action="extend")
+    listed = first.parse_known_args(list(argv))[0].vary or settings.get("vary") or ()
+    entries = [entry.partition("=") for entry in ([listed] if isinstance(listed, str) else listed)]
+    barred = {"output_dir", "seed", "strategy", "config", "seeds"}
+    return [
+        f"--{name}={text.split(',')[0].strip()}"
+        for name, _, text in entries
+        if text and options.get(name, "seed") not in barred
+    ]
 
 
 def _unknown(flag: str, parser: argparse.ArgumentParser) -> ConfigError:

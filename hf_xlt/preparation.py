@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_xlt.arguments import Arguments
+from hf_xlt.arguments import Arguments, needs_validation
 from hf_xlt.averaging.shared_head import FrozenHeadCheck, SharedHead
 from hf_xlt.data.augmentation import EQUAL_UPDATES, join_features
 from hf_xlt.data.generalized import choose_pair_sets
@@ -180,11 +180,6 @@ def _count_features(arguments: Arguments, plan: DataPlan) -> tuple[int, int]:
     return sum(map(len, sources)), sum(map(len, shots))
 
 
-def needs_validation(config: Any) -> bool:
-    """Say whether a run looks at validation data."""
-    return str(getattr(config.eval_strategy, "value", config.eval_strategy)) != "no" or config.load_best_model_at_end
-
-
 def settle_selection(arguments: Arguments, task: Task) -> dict[str, Any]:
     """Settle what chooses the checkpoint, and write it into the config.
 
@@ -195,8 +190,10 @@ def settle_selection(arguments: Arguments, task: Task) -> dict[str, Any]:
         ConfigError: the metric to select by is none, or is a target language's without leave.
     """
     config, data = arguments.config, arguments.data
-    if not config.load_best_model_at_end:
-        return {"protocol": LAST_CHECKPOINT, "metric": None, "languages": [], "oracle": False}
+    saves_best = str(getattr(config.save_strategy, "value", config.save_strategy)) == "best"
+    unselected = {"protocol": LAST_CHECKPOINT, "metric": None, "languages": [], "oracle": False}
+    if not (config.load_best_model_at_end or saves_best or arguments.run.early_stopping_patience is not None):
+        return unselected
     oracle = data.select_on_target_validation
     allowed = [f"avg_{name}" for name in (*task.metrics, "loss")]
     allowed += [f"{language}_{name}" for language in data.source_languages for name in (*task.metrics, "loss")]
@@ -214,6 +211,8 @@ def settle_selection(arguments: Arguments, task: Task) -> dict[str, Any]:
     config.metric_for_best_model = f"eval_{name}"
     if "greater_is_better" not in arguments.explicit:
         config.greater_is_better = not name.endswith("loss")
+    if not config.load_best_model_at_end:
+        return unselected
     # A target average is asked for by its own name; `avg_*` stays on source languages under either protocol.
     uses_target = name.startswith("target_avg_")
     return {

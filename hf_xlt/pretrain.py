@@ -13,9 +13,10 @@ from typing import Any
 from hf_xlt.errors import ConfigError, Interrupted, close_match
 from hf_xlt.launch import check_launch, is_first_process, set_threads
 from hf_xlt.output import check_space, claim_output, inspect_output, kept_note, write_card
-from hf_xlt.pretraining.plan import Phase, split_budget
+from hf_xlt.pretraining.plan import CONTRASTIVE, Phase, split_budget
 from hf_xlt.pretraining.plan_file import Plan
 from hf_xlt.record import FINISHED, INTERRUPTED, RUNNING, RunRecord
+from hf_xlt.training.dependent import dependent, unused_problems
 from hf_xlt.yaml_file import check_kinds
 
 # Arguments that leave the weights as they would be.
@@ -29,6 +30,20 @@ _OF_A_PHASE = frozenset(
     "total_steps meta_fraction meta_language objectives tlm_weight tlm_share contrastive_weight alpha replay_floor "
     "masked_share whole_words isolated pretraining_batch_size meta_learning_rate cross_learning_rate "
     "allow_phase_change".split()
+)
+
+
+def _is_streamed(plan: Plan) -> bool:
+    return any(source.streaming for phase in plan.phases for source in phase.sources)
+
+
+_DEPENDENT = (
+    dependent(
+        "pooling",
+        lambda plan: any(CONTRASTIVE in phase.objectives for phase in plan.phases),
+        "the objective contrastive",
+    ),
+    dependent("strict_resume max_failed_shards manifest", _is_streamed, "text that is streamed (`streaming: true`)"),
 )
 
 
@@ -93,6 +108,7 @@ def make_config(plan: Plan, **changes: Any) -> Any:
     import torch
 
     from hf_xlt.strategies.meta_pretraining.config import OPTIMIZER_SETTINGS, MetaPretrainingConfig
+    from hf_xlt.training.stock_settings import check_used
 
     known = {entry.name for entry in dataclasses.fields(MetaPretrainingConfig)}
     unknown = [key for key in plan.training if key not in known]
@@ -107,14 +123,29 @@ def make_config(plan: Plan, **changes: Any) -> Any:
             f"`training`: `{misplaced[0]}` is not taken here; it is set in each phase, or by `hf-xlt run`."
         )
     check_kinds(MetaPretrainingConfig, plan.training, "`training`")
+    _check_used(plan)
     settings = {"report_to": [], **OPTIMIZER_SETTINGS, **plan.training, **changes}
     if not torch.cuda.is_available() and not torch.backends.mps.is_available():
         settings.setdefault("use_cpu", True)
     steps = max(phase.steps for phase in plan.phases)
     try:
-        return MetaPretrainingConfig(output_dir=plan.output_dir, max_steps=steps, **settings)
+        config = MetaPretrainingConfig(output_dir=plan.output_dir, max_steps=steps, **settings)
     except TypeError as error:
         raise ConfigError(f"`training`: a value is of the wrong kind: {error}.") from error
+    check_used(config, plan.training)
+    return config
+
+
+def _check_used(plan: Plan) -> None:
+    """Refuse what no phase of a plan would read.
+
+    Raises:
+        ConfigError: there is something.
+    """
+    given = {*plan.training, *(["manifest"] if plan.manifest else [])}
+    problems = unused_problems(plan, _DEPENDENT, changed=lambda names: [name for name in names if name in given])
+    if problems:
+        raise ConfigError(f"{'; '.join(problems)}.")
 
 
 class Pretraining:
@@ -130,6 +161,7 @@ class Pretraining:
         from hf_xlt.pretraining.boundary import check_boundaries
         from hf_xlt.pretraining.loading import read_manifest
         from hf_xlt.strategies.meta_pretraining import STRATEGY
+        from hf_xlt.training.stock_settings import check_start
 
         self.plan, self.request = apply_request(plan, request), request
         self.config = make_config(self.plan, allow_phase_change=request.allow_phase_change)
@@ -137,6 +169,7 @@ class Pretraining:
         for refusal in self.strategy.refusals:
             if refusal.applies(self.config):
                 raise ConfigError(refusal.reason)
+        check_start(self.config)
         check_boundaries(self.plan.phases, self.config, new_encoder=not isinstance(self.plan.model, str))
         self.folder = Path(self.plan.output_dir)
         attention = self.plan.attn_implementation

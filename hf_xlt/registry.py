@@ -6,7 +6,7 @@ line, the help, the cards and the contract test read nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.training.dependent import Dependent, unused_problems
 
 if TYPE_CHECKING:
     from hf_xlt.data.augmentation import Augmentation
@@ -81,6 +82,7 @@ class Strategy:
         phases: the phases of a run, from the config; None is one phase with `trainer_cls`.
         invariances: what leaves a run's result unchanged (`INVARIANCES`).
         refusals: combinations of settings that it does not support.
+        dependent: settings that a run reads in some states only, beside those that the config itself refuses.
         cost: cost of one update in units of a plain fine-tuning step, from the config.
         cost_note: what a run costs besides.
         peft: whether `--peft lora` may freeze the encoder and train adapters in its place.
@@ -104,6 +106,7 @@ class Strategy:
     phases: Callable[[Any], Sequence[RunPhase]] | None = None
     invariances: frozenset[str] = frozenset(INVARIANCES)
     refusals: tuple[Refusal, ...] = ()
+    dependent: tuple[Dependent, ...] = ()
     cost: Callable[[Any], float] = lambda config: 1.0
     cost_note: str = ""
     peft: bool = False
@@ -118,17 +121,25 @@ class Strategy:
         """Whether few-shot examples go to the strategy itself, rather than into the training data or the loss."""
         return "target" in self.roles
 
-    def check(self, config: Any, task: str) -> None:
-        """Refuse what this strategy does not support.
+    def check(self, config: Any, task: str, asked: Collection[str] | None = None) -> None:
+        """Refuse what this strategy does not support, and settings that a run with it would ignore.
+
+        Args:
+            config: of the run.
+            task: its task.
+            asked: settings that the user set; None takes all that differ from their defaults.
 
         Raises:
-            ConfigError: a refused combination, or a task it does not cover.
+            ConfigError: a refused combination, a setting of no effect, or a task it does not cover.
         """
         if self.tasks and task not in self.tasks:
             raise ConfigError(f"strategy `{self.name}` supports the tasks {', '.join(self.tasks)}; got {task!r}.")
         for refusal in self.refusals:
             if refusal.applies(config):
                 raise ConfigError(f"strategy `{self.name}`: {refusal.reason}")
+        unused = unused_problems(config, self.dependent, among=asked)
+        if unused:
+            raise ConfigError(f"strategy `{self.name}`: {'; '.join(unused)}.")
 
 
 def card_module(name: str) -> ModuleType | None:

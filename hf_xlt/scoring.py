@@ -26,6 +26,7 @@ from hf_xlt.data.roles import (
     DataPlan,
     resolve_data,
 )
+from hf_xlt.data.settings import check_data_used
 from hf_xlt.data.sources import EMBEDDED
 from hf_xlt.errors import ConfigError
 from hf_xlt.evaluation import RESULTS_NAME, read_tests, score, settle_threshold, write_results
@@ -42,6 +43,7 @@ from hf_xlt.record import FINISHED, RECORD_NAME, RunRecord
 from hf_xlt.results import Results, plain
 from hf_xlt.tasks import TASKS, Encoding, Task, get_task
 from hf_xlt.tasks.multi_label import DEFAULT_THRESHOLD, MULTI_LABEL
+from hf_xlt.training.dependent import dependent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -252,6 +254,12 @@ def _plan(
     task = get_task(data.task or (record.task["name"] if record else task_of(source.load_config())))
     if record and task.name != record.task["name"]:
         raise ConfigError(f"the run was trained for {record.task['name']}, not for {task.name}; leave `--task` out.")
+    check_data_used(
+        data,
+        task,
+        None,
+        dependent("validation_split", lambda data: task.find_threshold is not None, "multi-label-classification"),
+    )
     known = [entry["code"] for entry in record.languages.get("source", ())] if record else []
     assumed = data.source_languages is None
     data.source_languages = data.source_languages or known or ["en"]

@@ -30,6 +30,7 @@ from hf_xlt.averaging.trajectory import early_snapshot_notes
 from hf_xlt.averaging.weights import as_fractions, snapshot_weights, summation
 from hf_xlt.errors import ConfigError, RunError, is_disk_full
 from hf_xlt.files import write_json
+from hf_xlt.training.dependent import dependent, unused_problems
 
 MODES = ("uniform", "weighted", "last-k", "window", "ema", "greedy")
 ACCUMULATE = ("auto", "float32", "float64")
@@ -110,6 +111,15 @@ class Settings:
         if size < 1:
             raise ConfigError(f"`--max-shard-size {self.max_shard_size}` is no size; write 5GB or 500MB.")
         return size
+
+
+# What only one kind of input has a use for; known once the inputs are open.
+_OF_MODELS = (
+    dependent("accumulate head", lambda settings: False, "models; adapters are summed in float64, heads and all"),
+    dependent("max_shard_size", lambda settings: settings.lora_mode == "merge", "models, and `lora_mode` merge"),
+    dependent("base", lambda settings: settings.lora_mode == "merge", "`lora_mode` merge"),
+)
+_OF_ADAPTERS = (dependent("lora_mode base", lambda settings: False, "adapters, and the inputs are models"),)
 
 
 @dataclass
@@ -237,6 +247,9 @@ class _Job:
         adapters = {checkpoint.is_adapter for checkpoint in checkpoints}
         if adapters == {True, False}:
             raise ConfigError("some inputs are adapters and some are models; average only one kind.")
+        unused = unused_problems(self.settings, _OF_MODELS if adapters == {True} else _OF_ADAPTERS)
+        if unused:
+            raise ConfigError(f"{'; '.join(unused)}.")
         if adapters == {True}:
             from hf_xlt.averaging.lora import average_adapters
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.training.dependent import dependent, unused_problems
 from hf_xlt.yaml_file import check_kinds
 
 MLM, TLM, CONTRASTIVE = "mlm", "tlm", "contrastive"
@@ -149,6 +150,22 @@ class Phase:
         return hashlib.sha256(json.dumps(self.definition(), sort_keys=True).encode()).hexdigest()[:16]
 
 
+_CONTRASTIVE = "the objective contrastive"
+DEPENDENT = (
+    dependent("masked_share whole_words isolated", lambda phase: phase.masked, "the objectives mlm and tlm"),
+    dependent("floors", lambda phase: MLM in phase.objectives, "the objective mlm"),
+    dependent(
+        "tlm_share",
+        lambda phase: MLM in phase.objectives and TLM in phase.objectives,
+        "the objectives mlm and tlm together",
+    ),
+    dependent("pivot", lambda phase: phase.parallel and phase.pivot_share > 0, "`pivot_share` above 0"),
+    dependent("pivot_share", lambda phase: phase.parallel, "the objectives tlm and contrastive"),
+    dependent("pairs pair_length temperature", lambda phase: CONTRASTIVE in phase.objectives, _CONTRASTIVE),
+    dependent("embedding_init", lambda phase: phase.tokenizer is not None, "a new `tokenizer`"),
+)
+
+
 def _problems(phase: Phase) -> list[str]:
     problems = []
     if not phase.name or not phase.name.replace("-", "").replace("_", "").isalnum():
@@ -261,7 +278,11 @@ def make_phase(value: Any, sources: Sequence[Source]) -> Phase:
     if isinstance(values.get("objectives"), list):
         values["objectives"] = dict.fromkeys(values["objectives"], 1.0)
     check_kinds(Phase, values, where)
-    return Phase(**values)
+    phase = Phase(**values)
+    unused = unused_problems(phase, DEPENDENT, among=values)
+    if unused:
+        raise ConfigError(f"{where}: {'; '.join(unused)}.")
+    return phase
 
 
 def _fields(cls: type, value: Any, where: str) -> dict[str, Any]:

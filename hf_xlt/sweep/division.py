@@ -75,6 +75,8 @@ class Division:
     def _takes(self, strategy: Strategy, setting: str) -> bool:
         if setting in _OF_AVERAGE and not self.averages:
             return strategy.averages
+        if setting == "few_shot_mode" and strategy.uses_shots:
+            return False
         return all(
             role in (*strategy.roles, *strategy.optional_roles)
             for role, settings in _OF_ROLE.items()

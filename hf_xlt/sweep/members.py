@@ -67,9 +67,24 @@ def plan_members(arguments: Arguments, argv: Sequence[str]) -> list[Member]:
         settings = drawn[number] if drawn else {}
         tokens = (*_without(shared, set(settings)), *as_tokens(settings))
         members.append(Member(f"run-{number + 1}", first + number, settings, tokens))
+    _check_members(members)
     if asked.share_head == OWN_DONOR:
         members.insert(0, Member(DONOR, first, {}, shared))
     return members
+
+
+def _check_members(members: Sequence[Member]) -> None:
+    """Parse the command line of every run whose settings are its own.
+
+    Raises:
+        ConfigError: one cannot be used, or would ignore a setting; said before the first run starts.
+    """
+    for member in members:
+        if member.settings:
+            try:
+                parse_arguments([*member.tokens, "--output-dir=unused"])
+            except ConfigError as error:
+                raise ConfigError(f"{member.name} ({member.describe()}): {error}") from error
 
 
 def _of_strategies(names: Sequence[str], seeds: int, first: int, shared: Sequence[str]) -> list[Member]:

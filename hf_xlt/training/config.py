@@ -9,6 +9,7 @@ from typing import ClassVar
 from transformers import TrainingArguments
 
 from hf_xlt.errors import ConfigError
+from hf_xlt.training.stock_settings import check_mappings
 
 
 @dataclass
@@ -24,6 +25,8 @@ class XLTConfig(TrainingArguments):
 
     # Settings that name a file of the user's, which records tell by name and hash, not by path.
     LOCAL_FILES: ClassVar[tuple[str, ...]] = ()
+    # Settings that name an optimizer.
+    OPTIMIZERS: ClassVar[tuple[str, ...]] = ("optim",)
 
     per_device_eval_batch_size: int = field(
         default=64, metadata={"help": "Batch size per device for evaluation; languages share batches."}
@@ -53,11 +56,12 @@ class XLTConfig(TrainingArguments):
         problems = _range_problems(self)
         if problems:
             raise ConfigError(f"{'; '.join(problems)}.")
+        check_mappings(self)
         try:
             super().__post_init__()
         except ConfigError:
             raise
-        except (ValueError, NotImplementedError, ImportError) as error:
+        except (ValueError, TypeError, NotImplementedError, ImportError) as error:
             raise ConfigError(str(error)) from error
 
 
@@ -68,10 +72,18 @@ def _range_problems(config: XLTConfig) -> list[str]:
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
         if getattr(config, name) < 1
     ]
+    if config.dataloader_num_workers < 0:
+        problems.append(f"`dataloader_num_workers` is {config.dataloader_num_workers}; it must be 0 or more")
+    if not 0 <= config.label_smoothing_factor <= 1:
+        problems.append(f"`label_smoothing_factor` is {config.label_smoothing_factor}; it must be between 0 and 1")
+    if not (math.isfinite(config.weight_decay) and config.weight_decay >= 0):
+        problems.append(f"`weight_decay` is {config.weight_decay}; it must be a finite number of 0 or more")
     if not 0 <= config.seed < 2**32:
         problems.append(f"`seed` is {config.seed}; it must be between 0 and 2**32 - 1")
     if not (math.isfinite(config.learning_rate) and config.learning_rate >= 0):
         problems.append(f"`learning_rate` is {config.learning_rate}; it must be a finite number of 0 or more")
+    if config.eval_steps == 0:
+        problems.append("`eval_steps` is 0; give a number of updates, or below 1 a share of them")
     if config.max_steps == 0:
         problems.append("`max_steps` is 0, which trains nothing; give a number of updates, or -1 for whole epochs")
     if config.max_steps < 0 and not config.num_train_epochs > 0:

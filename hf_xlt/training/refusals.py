@@ -5,12 +5,12 @@ The command line refuses most of this earlier; a trainer that is built in Python
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_xlt.errors import ConfigError
 from hf_xlt.languages import find_same
+from hf_xlt.training.dependent import changed_fields
 
 if TYPE_CHECKING:
     from hf_xlt.training.trainer import XLTTrainer
@@ -32,21 +32,6 @@ def check_arguments(trainer_cls: type[XLTTrainer], config: Any) -> None:
             f"`{trainer_cls.__name__}` takes `args` of the class `{wanted.__name__}`, and got {got}. Write "
             f"`args={wanted.__name__}(output_dir=...)`: it has every field of `TrainingArguments`."
         )
-
-
-def changed_fields(config: Any, names: Sequence[str]) -> list[str]:
-    """Return which of some fields of a config differ from their defaults."""
-    entries = {entry.name: entry for entry in dataclasses.fields(config)}
-    changed = []
-    for name in names:
-        entry = entries[name]
-        made = entry.default_factory is not dataclasses.MISSING
-        default = entry.default_factory() if made else entry.default
-        value = getattr(config, name)
-        # Enumerations are declared by their value.
-        if getattr(value, "value", value) != getattr(default, "value", default):
-            changed.append(name)
-    return changed
 
 
 def check_settings_of_phases(trainer_cls: type[XLTTrainer], config: Any) -> None:

@@ -51,6 +51,7 @@ from hf_xlt.training.refusals import (
 from hf_xlt.training.reloading import ReloadingTrainer
 from hf_xlt.training.sampling import EpochLengthSampler
 from hf_xlt.training.state import ExtraState
+from hf_xlt.training.stock_settings import check_start, check_used
 from hf_xlt.training.updates import check_data, check_loader, check_made
 from hf_xlt.training.window import UpdateWindow
 
@@ -109,6 +110,7 @@ class XLTTrainer(ReloadingTrainer):
         check_arguments(type(self), config)
         check_refusals(type(self), self._refused_by(config, kwargs))
         check_precision(config)
+        check_start(config)
         self.in_phases = in_phases
         if not in_phases:
             self._check_alone(config, {**kwargs, "joint_datasets": joint_datasets})
@@ -137,6 +139,7 @@ class XLTTrainer(ReloadingTrainer):
     def _check_alone(self, config: Any, arguments: Mapping[str, Any]) -> None:
         """Refuse what only the phases of a run carry out; `arguments` are the trainer's own."""
         check_settings_of_phases(type(self), config)
+        check_used(config)
 
     def _refused_by(self, config: Any, arguments: Mapping[str, Any]) -> Any:
         """Return the config as the strategy's refusals are to see it; `arguments` are the trainer's own."""

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from hf_xlt.errors import ConfigError
 from hf_xlt.languages import check_code, find_same
-from hf_xlt.pretraining.plan import MLM, OBJECTIVES, TLM, Phase, Source, split_budget
+from hf_xlt.pretraining.plan import CONTRASTIVE, MLM, OBJECTIVES, TLM, Phase, Source, split_budget
 from hf_xlt.pretraining.streaming import MAX_FAILED_SHARDS
 from hf_xlt.registry import Refusal
 from hf_xlt.training.config import XLTConfig
+from hf_xlt.training.dependent import dependent
 
 META, CROSS = "meta", "cross"
 # `hf-xlt pretrain` starts from the same values.
@@ -218,6 +219,47 @@ def two_phases(config: MetaPretrainingConfig, languages: tuple[str, ...]) -> lis
         **shared,
     )
     return split_budget([meta, cross], config.total_steps, config.meta_fraction)
+
+
+def _predicts(config: MetaPretrainingConfig, *names: str) -> bool:
+    """Say whether the multilingual phase has all of some objectives."""
+    chosen = objective_names(config) or [MLM]
+    return config.meta_fraction < 1 and all(name in chosen for name in names)
+
+
+def _masks(config: MetaPretrainingConfig) -> bool:
+    return config.meta_fraction > 0 or _predicts(config, MLM) or _predicts(config, TLM)
+
+
+_MULTILINGUAL = "the multilingual phase: `meta_fraction` below 1"
+# Of a run with a task; in a plan of `hf-xlt pretrain` each phase says these things.
+DEPENDENT_OF_RUNS = (
+    dependent(
+        "meta_language",
+        lambda config: config.meta_fraction > 0 or config.replay_floor > 0,
+        "a monolingual phase (`meta_fraction` above 0) or `replay_floor`",
+    ),
+    dependent("objectives alpha cross_learning_rate", _predicts, _MULTILINGUAL),
+    dependent("replay_floor", lambda config: _predicts(config, MLM), f"mlm among the `objectives` of {_MULTILINGUAL}"),
+    dependent(
+        "meta_learning_rate",
+        lambda config: config.meta_fraction > 0 or config.cross_learning_rate is None,
+        "a monolingual phase (`meta_fraction` above 0), or without `cross_learning_rate`",
+    ),
+    dependent("tlm_weight", lambda config: _predicts(config, TLM), f"tlm among the `objectives` of {_MULTILINGUAL}"),
+    dependent(
+        "tlm_share",
+        lambda config: _predicts(config, MLM, TLM),
+        f"mlm and tlm among the `objectives` of {_MULTILINGUAL}",
+    ),
+    dependent(
+        "contrastive_weight pooling",
+        lambda config: _predicts(config, CONTRASTIVE),
+        f"contrastive among the `objectives` of {_MULTILINGUAL}",
+    ),
+    dependent("masked_share whole_words isolated", _masks, "the objectives mlm and tlm"),
+    dependent("strict_resume max_failed_shards", lambda config: False, "streamed text, which `hf-xlt pretrain` reads"),
+)
 
 
 REFUSALS = (

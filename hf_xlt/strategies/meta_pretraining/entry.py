@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hf_xlt.registry import ACCUMULATION, PADDING, PROCESSES, RESUME, Paper, Strategy
-from hf_xlt.strategies.meta_pretraining.config import REFUSALS, MetaPretrainingConfig
+from hf_xlt.strategies.meta_pretraining.config import DEPENDENT_OF_RUNS, REFUSALS, MetaPretrainingConfig
 from hf_xlt.strategies.meta_pretraining.phases import check_text, task_phases
 from hf_xlt.strategies.meta_pretraining.trainer import MetaPretrainingTrainer
 
@@ -32,6 +32,7 @@ STRATEGY = Strategy(
     check_data=check_text,
     invariances=frozenset({ACCUMULATION, PROCESSES, RESUME, PADDING}),
     refusals=REFUSALS,
+    dependent=DEPENDENT_OF_RUNS,
     cost_note="pre-training comes on top",
     notes=(
         "From the abstract: the paper's two phases, monolingual and then multilingual. Objectives, mixture of "

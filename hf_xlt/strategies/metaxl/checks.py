@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, get_args, get_type_hints
 
 from hf_xlt.launch import divides_weights
 from hf_xlt.registry import Refusal
+from hf_xlt.training.dependent import dependent, unused_problems
 
 if TYPE_CHECKING:
     from hf_xlt.strategies.metaxl.config import MetaXLConfig
@@ -73,9 +74,87 @@ def range_problems(config: MetaXLConfig) -> list[str]:
     return problems
 
 
+def _has_rtn(config: MetaXLConfig) -> bool:
+    return config.method == "metaxl"
+
+
+def _has_virtual_step(config: MetaXLConfig) -> bool:
+    return _has_rtn(config) and config.hypergrad in ("exact", "finite_difference")
+
+
+def _adds_losses(config: MetaXLConfig) -> bool:
+    """Say whether a source and a target loss are put together in the way that is asked for."""
+    published = config.baseline == "published" and not _has_rtn(config)
+    return config.method != "target_only" and config.inner_target_loss and not published
+
+
+def _clips(config: MetaXLConfig) -> bool:
+    return _has_rtn(config) or config.baseline != "published" or config.max_grad_norm == 0
+
+
+_RTN = "`method` metaxl"
+DEPENDENT = (
+    dependent("baseline", lambda config: not _has_rtn(config), "`method` joint or target_only"),
+    dependent(
+        "hypergrad rtn_modules rtn_bottleneck rtn_activation rtn_gate rtn_init rtn_detach_input rtn_lr "
+        "rtn_weight_decay rtn_warmup_ratio rtn_max_grad_norm save_rtn diagnostics",
+        _has_rtn,
+        _RTN,
+    ),
+    dependent(
+        "rtn_layers", lambda config: _has_rtn(config) and not config.rtn_modules, f"{_RTN} and without `rtn_modules`"
+    ),
+    dependent(
+        "meta_every",
+        lambda config: config.bilevel,
+        f"{_RTN} and `hypergrad` exact, finite_difference or evograd",
+    ),
+    dependent(
+        "update_order meta_grad_scale inner_lr",
+        _has_virtual_step,
+        f"{_RTN} and `hypergrad` exact or finite_difference",
+    ),
+    dependent(
+        "fd_scale",
+        lambda config: _has_rtn(config) and config.hypergrad == "finite_difference",
+        f"{_RTN} and `hypergrad` finite_difference",
+    ),
+    dependent(
+        "evograd_population evograd_sigma evograd_temperature",
+        lambda config: _has_rtn(config) and config.hypergrad == "evograd",
+        f"{_RTN} and `hypergrad` evograd",
+    ),
+    dependent(
+        "portion batch_split target_resplit",
+        lambda config: config.split_portion is not None,
+        "target batches of which a part trains the model: `inner_target_loss`, and not `baseline` published",
+    ),
+    dependent(
+        "target_batch_size",
+        lambda config: not config.trains_on_target_alone,
+        "every method but target_only with `baseline` published, where `per_device_train_batch_size` says it",
+    ),
+    dependent(
+        "loss_reduction",
+        _adds_losses,
+        "a sum of source and target loss: `inner_target_loss` with `method` metaxl, or joint with `baseline` matched",
+    ),
+    dependent("max_grad_norm", _clips, "`baseline` matched; the published one does not clip"),
+    dependent(
+        "sampling_temperature",
+        lambda config: config.source_sampling == "temperature",
+        "`source_sampling` temperature",
+    ),
+    dependent(
+        "exp3_gamma exp3_reward_scale", lambda config: config.source_sampling == "exp3", "`source_sampling` exp3"
+    ),
+    dependent("diagnostics_examples", lambda config: config.diagnostics, "`diagnostics`"),
+)
+
+
 def combination_problems(config: MetaXLConfig) -> list[str]:
-    """Say which settings contradict each other."""
-    problems = []
+    """Say which settings contradict each other, or would be ignored."""
+    problems = unused_problems(config, DEPENDENT)
     if config.update_order == "reuse" and config.method == "metaxl" and config.hypergrad in ("evograd", "none"):
         problems.append(
             f"`update_order` reuse does not go with hypergrad {config.hypergrad}, which computes no virtual step; "

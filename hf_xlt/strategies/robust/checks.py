@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, get_args, get_type_hints
 from hf_xlt.launch import divides_weights
 from hf_xlt.registry import Refusal
 from hf_xlt.strategies.robust.embedding_hook import REENTRANT
+from hf_xlt.training.dependent import dependent, unused_problems
 
 if TYPE_CHECKING:
     from hf_xlt.strategies.robust.config import RobustConfig
@@ -50,9 +51,87 @@ def range_problems(config: RobustConfig) -> list[str]:
     return problems
 
 
+def _perturbing(config: RobustConfig) -> bool:
+    return config.method != "none"
+
+
+def _ascending(config: RobustConfig) -> bool:
+    return config.method in ("adv", "freelb")
+
+
+def _climbing(config: RobustConfig) -> bool:
+    # The steps of freelb lie between its training passes.
+    return config.method == "adv" or (config.method == "freelb" and config.steps > 1)
+
+
+def _smoothing(config: RobustConfig) -> bool:
+    return config.smooth_predict != "none"
+
+
+def _drawing_noise(config: RobustConfig) -> bool:
+    return config.method == "rs_rp" or _smoothing(config)
+
+
+def _has_radius(config: RobustConfig) -> bool:
+    """Say whether a radius is of a token or a sentence, not of a coordinate."""
+    return _ascending(config) or (_drawing_noise(config) and config.noise in ("l2_ball", "l2_sphere"))
+
+
+def _has_side_passes(config: RobustConfig) -> bool:
+    several = config.training_passes > 1 or config.clean_weight > 0 or config.consistency != "none"
+    # Passes that train keep their dropout under `eval`.
+    trained = config.inner_dropout != "eval" and config.method != "none" and several
+    return config.method == "adv" or trained
+
+
+_ASCENT = "`method` adv or freelb"
+_METHODS = "`method` adv, rs_rp or freelb"
+DEPENDENT = (
+    dependent(
+        "epsilon",
+        lambda config: _perturbing(config) or (_smoothing(config) and config.smooth_epsilon is None),
+        f"{_METHODS}, or with `smooth_predict` whose radius `smooth_epsilon` leaves open",
+    ),
+    dependent(
+        "eps_mode perturb_special_tokens",
+        lambda config: _perturbing(config) or _smoothing(config),
+        f"{_METHODS}, or with `smooth_predict`",
+    ),
+    dependent("clean_weight start_step", _perturbing, _METHODS),
+    dependent("norm steps init", _ascending, _ASCENT),
+    dependent(
+        "norm_scope",
+        _has_radius,
+        f"{_ASCENT}, or with `noise` l2_ball or l2_sphere",
+    ),
+    dependent("step_size", _climbing, "`method` adv, or freelb with `steps` of 2 or more"),
+    dependent(
+        "init_scale",
+        lambda config: _ascending(config) and config.init != "zero",
+        f"{_ASCENT} and `init` uniform or gaussian",
+    ),
+    dependent("inner_loss", lambda config: config.method == "adv", "`method` adv"),
+    dependent(
+        "linf_direction",
+        lambda config: _climbing(config) and config.norm == "linf",
+        f"`norm` linf and {_ASCENT}",
+    ),
+    dependent("noise", _drawing_noise, "`method` rs_rp, or with `smooth_predict`"),
+    dependent("num_samples", lambda config: config.method == "rs_rp", "`method` rs_rp"),
+    dependent("consistency_weight detach_noised", lambda config: config.consistency != "none", "`consistency` symkl"),
+    dependent(
+        "inner_dropout",
+        _has_side_passes,
+        "`method` adv, and `shared` with every method that makes several passes (`num_samples`, `steps`, "
+        "`clean_weight`, `consistency`)",
+    ),
+    dependent("smooth_samples smooth_epsilon", _smoothing, "`smooth_predict` vote, mean_prob or mean_logit"),
+)
+
+
 def combination_problems(config: RobustConfig) -> list[str]:
-    """Say which settings contradict each other."""
-    problems = []
+    """Say which settings contradict each other, or would be ignored."""
+    problems = unused_problems(config, DEPENDENT)
     if config.consistency != "none":
         if config.method not in ("adv", "rs_rp"):
             problems.append(f"`consistency` does not go with method {config.method}; choose adv or rs_rp")

@@ -10,6 +10,7 @@ from hf_xlt.errors import ConfigError
 from hf_xlt.launch import divides_weights
 from hf_xlt.registry import Refusal
 from hf_xlt.strategies.soft_layers.rates import REFUSED
+from hf_xlt.training.dependent import dependent, unused_problems
 
 if TYPE_CHECKING:
     from hf_xlt.strategies.soft_layers.config import SoftLayerSelectionConfig
@@ -69,8 +70,67 @@ def _range_problems(config: SoftLayerSelectionConfig) -> list[str]:
     return problems
 
 
+_LEARNED = "gates that are learned: without `gates`, `gate_values` and `profile`"
+DEPENDENT = (
+    dependent(
+        "mode gate_type inner_steps meta_gradient meta_learning_rate auxiliary_batch_size auxiliary_schedule "
+        "query_dropout init_logit gate_maximum gate_temperature gate_normalization gradient_normalization "
+        "prior_weight freezing_bonus",
+        lambda config: config.learns,
+        _LEARNED,
+    ),
+    dependent(
+        "gate_updates",
+        lambda config: config.learns and config.mode != "online",
+        f"{_LEARNED}, and `mode` trajectory or episodic",
+    ),
+    dependent(
+        "table_bins", lambda config: config.learns and config.gate_type == "table", f"`gate_type` table and {_LEARNED}"
+    ),
+    dependent(
+        "gate_hidden",
+        lambda config: config.learns and config.gate_type in ("mlp", "recurrent"),
+        f"`gate_type` mlp or recurrent and {_LEARNED}",
+    ),
+    dependent(
+        "audit_episodes",
+        # None are made there, which is what 0 asks for.
+        lambda config: _audits(config) or config.audit_episodes == 0,
+        f"`inner_steps` of 2 or more, `meta_gradient` first_order and {_LEARNED}",
+    ),
+    dependent(
+        "granularity separate_word_embeddings layer_groups",
+        lambda config: config.gates is None,
+        "gates that do not come from a file, which says what its groups are",
+    ),
+    dependent(
+        "always_open",
+        lambda config: config.gates is None and config.gate_values is None,
+        "gates that neither come from a file nor from `gate_values`, which say it themselves",
+    ),
+    dependent(
+        "hard_threshold",
+        lambda config: config.profile == "learned",
+        "constant gates: `profile` learned, `gates` or `gate_values`",
+    ),
+    dependent("layer_decay", lambda config: config.profile == "layerwise_decay", "`profile` layerwise_decay"),
+    dependent("frozen_layers", lambda config: config.profile == "freeze_bottom", "`profile` freeze_bottom"),
+    dependent(
+        "unfreezing_share", lambda config: config.profile == "gradual_unfreezing", "`profile` gradual_unfreezing"
+    ),
+)
+# What a trainer may be given gates for in Python, and a run takes from `gates` alone.
+DEPENDENT_OF_RUNS = (
+    dependent("interpolate_gates", lambda config: config.gates is not None, "`gates` of a model of another depth"),
+)
+
+
+def _audits(config: SoftLayerSelectionConfig) -> bool:
+    return config.learns and config.inner_steps > 1 and config.meta_gradient == "first_order"
+
+
 def _combination_problems(config: SoftLayerSelectionConfig) -> list[str]:
-    problems = []
+    problems = unused_problems(config, DEPENDENT)
     given = [name for name in ("gates", "gate_values") if getattr(config, name) is not None]
     given += ["profile"] if config.profile != "learned" else []
     if len(given) > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hf_xlt.registry import Paper, Strategy
-from hf_xlt.strategies.soft_layers.checks import REFUSALS
+from hf_xlt.strategies.soft_layers.checks import DEPENDENT_OF_RUNS, REFUSALS
 from hf_xlt.strategies.soft_layers.config import SoftLayerSelectionConfig
 from hf_xlt.strategies.soft_layers.cost import cost
 from hf_xlt.strategies.soft_layers.phases import soft_layer_phases
@@ -35,6 +35,7 @@ STRATEGY = Strategy(
     waived_roles=lambda config: () if config.learns else ("auxiliary",),
     phases=soft_layer_phases,
     refusals=REFUSALS,
+    dependent=DEPENDENT_OF_RUNS,
     cost=cost,
     peft=True,
     notes=(

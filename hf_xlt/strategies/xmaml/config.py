@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from hf_xlt.errors import ConfigError
 from hf_xlt.launch import divides_weights
 from hf_xlt.registry import Refusal
 from hf_xlt.strategies.soft_layers.checks import choice_problems, is_number
 from hf_xlt.training.config import XLTConfig
+from hf_xlt.training.dependent import dependent, unused_problems
 
 ALL, HEAD = "all", "head"
 
@@ -24,6 +25,8 @@ class XMAMLConfig(XLTConfig):
     Raises:
         ConfigError: values are out of range; the message lists all of them.
     """
+
+    OPTIMIZERS: ClassVar[tuple[str, ...]] = ("optim", "meta_optimizer")
 
     order: Literal["second", "first", "reptile", "plain"] = field(
         default="second",
@@ -115,8 +118,45 @@ class XMAMLConfig(XLTConfig):
         return self.order == "second" and self.inner_learning_rate > 0
 
 
+def _cuts_tasks(config: XMAMLConfig) -> bool:
+    return config.order in ("second", "first") or config.episode == "cross_language"
+
+
+DEPENDENT = (
+    dependent(
+        "inner_learning_rate inner_steps inner_scope",
+        lambda config: config.order != "plain",
+        "inner steps: `order` second, first or reptile",
+    ),
+    dependent(
+        "support_share", _cuts_tasks, "`order` second or first, or `episode` cross_language: else no query is cut off"
+    ),
+    dependent(
+        "cosine_steps",
+        # No cosine is measured there, which is what 0 asks for.
+        lambda config: config.order in ("second", "first") or config.cosine_steps == 0,
+        "`order` second or first",
+    ),
+    dependent("few_shot_learning_rate", lambda config: config.few_shot_steps > 0, "`few_shot_steps` of 1 or more"),
+)
+_FIRST = "the fine-tuning on the source: `fine_tune_first`"
+# A trainer that only meta-learns reads these in their own right; a run has `meta_steps` and `meta_learning_rate`.
+DEPENDENT_OF_RUNS = (
+    dependent(
+        "learning_rate num_train_epochs max_steps eval_strategy eval_steps load_best_model_at_end warmup_steps",
+        lambda config: config.fine_tune_first,
+        _FIRST,
+    ),
+    dependent(
+        "lr_scheduler_type lr_scheduler_kwargs weight_decay optim max_grad_norm",
+        lambda config: config.fine_tune_first or config.few_shot_steps > 0,
+        f"{_FIRST}, or that on shots (`few_shot_steps`)",
+    ),
+)
+
+
 def _problems(config: XMAMLConfig) -> list[str]:
-    problems = []
+    problems = unused_problems(config, DEPENDENT)
     for name, low, optional in (
         ("meta_steps", 1, False),
         ("inner_steps", 1, False),

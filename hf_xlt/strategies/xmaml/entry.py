@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hf_xlt.registry import Paper, Strategy
-from hf_xlt.strategies.xmaml.config import REFUSALS, XMAMLConfig
+from hf_xlt.strategies.xmaml.config import DEPENDENT_OF_RUNS, REFUSALS, XMAMLConfig
 from hf_xlt.strategies.xmaml.cost import cost
 from hf_xlt.strategies.xmaml.phases import xmaml_phases
 from hf_xlt.strategies.xmaml.trainer import XMAMLTrainer
@@ -32,6 +32,7 @@ STRATEGY = Strategy(
     roles=("source", "auxiliary"),
     phases=xmaml_phases,
     refusals=REFUSALS,
+    dependent=DEPENDENT_OF_RUNS,
     cost=cost,
     cost_note="with k inner steps (3k + 1) / 2 more per meta-update and auxiliary language",
     peft=True,
