@@ -157,7 +157,10 @@ def build_examples(options: argparse.Namespace, count: int, seed: int) -> list[d
 
 def build_stepper(options: argparse.Namespace, variant: str, attention: str, folder: str) -> Stepper:
     """Return a trainer for a variant, wrapped as `train` would wrap it."""
-    config = MetaXLConfig(**training_settings(options, folder), rtn_bottleneck=options.bottleneck, **VARIANTS[variant])
+    own = VARIANTS[variant]
+    if own.get("method", "metaxl") == "metaxl":
+        own = {"rtn_bottleneck": options.bottleneck, **own}
+    config = MetaXLConfig(**training_settings(options, folder), **own)
     target = build_examples(options, 100, seed=1)
     trainer = MetaXLTrainer(
         build_model(options, attention), config, train_dataset=[{}], role_datasets={"target": {"xx": target}}

@@ -66,7 +66,8 @@ def run(options: argparse.Namespace, method: str, seed: int) -> dict:
     own = [*arguments_of(options), "--seed", str(seed)]
     if "finetune" not in METHODS[method]:
         own += ["--strategy", "metaxl", "--shots", str(options.shots), "--shot-seed", str(seed)]
-        own += ["--rtn-lr", str(options.rtn_lr)] if "--rtn-lr" not in METHODS[method] else []
+        # The baselines have no RTN, and one method brings its rate.
+        own += ["--rtn-lr", str(options.rtn_lr)] if not {"--rtn-lr", "--method"} & {*METHODS[method]} else []
     return run_once([*own, *METHODS[method]], folder, phases)
 
 

@@ -12,7 +12,7 @@ from hf_xlt.parsing import parse_arguments
 
 EXAMPLES = sorted((Path(__file__).resolve().parent.parent / "examples").glob("*.yaml"))
 # Files of the user's are told by name, so they have to lie where the command is run.
-JSON = '{"num_cycles": 1, "note": "a//b//c=d", "place": "/home/me/x/y.json"}'
+JSON = '{"early_stop": true, "determinism_check": "a//b//c=d", "context_fn": "/home/me/x/y.json"}'
 
 
 def again(arguments):
@@ -46,10 +46,11 @@ def test_flags_win_over_the_file_and_lists_stay_lists(tmp_path):
 
 
 def test_json_values_keep_their_slashes_and_lose_only_paths():
-    for token in (["--lr-scheduler-kwargs", JSON], [f"--lr-scheduler-kwargs={JSON}"]):
-        repeated = again(parse_arguments(["--lr-scheduler-type", "cosine", *token]))
-        kept = {"num_cycles": 1, "note": "a//b//c=d", "place": "x/y.json"}
-        assert repeated.config.lr_scheduler_kwargs == kept
+    flag = "--gradient-checkpointing-kwargs"
+    for token in ([flag, JSON], [f"{flag}={JSON}"]):
+        repeated = again(parse_arguments(["--gradient-checkpointing", *token]))
+        kept = {"early_stop": True, "determinism_check": "a//b//c=d", "context_fn": "x/y.json"}
+        assert repeated.config.gradient_checkpointing_kwargs == kept
     assert json.loads(shareable_arguments({"gate_values": '{"a//b": 0.5}'}, ())["gate_values"]) == {"a//b": 0.5}
     assert shareable_command(["--x", "https://host/a/b"]).endswith("https://host/a/b")
     for private in ("file:///home/me/a.csv", "https://me:secret@host/a/b"):

@@ -137,7 +137,7 @@ def test_runs_without_a_shared_head_are_tabled_and_not_averaged(world, tmp_path,
 
 
 def test_a_run_that_fails_is_named_and_the_finished_ones_are_kept(world, tmp_path, capfd):
-    line = "--seeds 2 --vary per_device_train_batch_size=8,0"
+    line = "--seeds 2 --vary learning_rate=1e-3,1e30"
     assert main(command(world, tmp_path / "s", line)) in (1, 2)
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert "failed with exit code" in error and "--resume" in error

@@ -105,12 +105,12 @@ DEPENDENT = (
         "rtn_layers", lambda config: _has_rtn(config) and not config.rtn_modules, f"{_RTN} and without `rtn_modules`"
     ),
     dependent(
-        "meta_every",
+        "meta_every inner_lr",
         lambda config: config.bilevel,
         f"{_RTN} and `hypergrad` exact, finite_difference or evograd",
     ),
     dependent(
-        "update_order meta_grad_scale inner_lr",
+        "update_order meta_grad_scale",
         _has_virtual_step,
         f"{_RTN} and `hypergrad` exact or finite_difference",
     ),

@@ -15,7 +15,7 @@ from hf_xlt.data.augmentation import COPIES, EQUAL_UPDATES, OFFLINE, ONLINE, Aug
 from hf_xlt.strategies.robust.augmentation_characters import CharacterAugmenter
 from hf_xlt.strategies.robust.augmentation_synonyms import SynonymAugmenter, shareable_name
 from hf_xlt.strategies.robust.checks import choice_problems
-from hf_xlt.training.dependent import dependent, unused_problems
+from hf_xlt.training.dependent import dependent
 
 
 @dataclass
@@ -84,16 +84,15 @@ class AugmentationSettings:
 
 
 _AUGMENTERS = "`augmenter` synonyms or characters"
-DEPENDENT = (
-    dependent("augmentation baseline", lambda config: config.augmenter != "none", _AUGMENTERS),
+# A trainer in Python augments nothing, and refuses all of these.
+DEPENDENT_OF_RUNS = (
+    dependent("augmentation", lambda config: config.augmenter != "none", _AUGMENTERS),
     dependent(
         "copies",
         lambda config: config.augmenter != "none" and config.augmentation == "offline",
         f"{_AUGMENTERS} and `augmentation` offline",
     ),
-    dependent(
-        "neighbours lookup neighbour_filter", lambda config: config.augmenter == "synonyms", "`augmenter` synonyms"
-    ),
+    dependent("lookup", lambda config: config.augmenter == "synonyms", "`augmenter` synonyms"),
     dependent("character_rate", lambda config: config.augmenter == "characters", "`augmenter` characters"),
 )
 AUGMENTATION_FIELDS = tuple(entry.name for entry in fields(AugmentationSettings))
@@ -109,8 +108,12 @@ def augmentation_problems(config: AugmentationSettings) -> list[str]:
         problems.append(f"`character_rate` is {rate!r}; it must be above 0 and at most 1")
     if config.augmenter == "synonyms" and not config.neighbours:
         problems.append("`augmenter` is synonyms without a table; name one by `neighbours`")
-    problems += unused_problems(config, DEPENDENT)
-    if config.baseline != "off" and config.augmenter != "none" and config.augmentation == "online":
+    for name in ("neighbours", "neighbour_filter"):
+        if getattr(config, name) and config.augmenter != "synonyms":
+            problems.append(f"`{name}` is given, but `augmenter` is {config.augmenter}; set `augmenter` to synonyms")
+    if config.baseline != "off" and config.augmenter == "none":
+        problems.append("`baseline` is that of an augmentation; name that by `augmenter`")
+    elif config.baseline != "off" and config.augmentation == "online":
         problems.append(
             "`baseline` is for offline augmentation; online augmentation takes as many updates as plain training, so "
             "its baseline is the same run with `augmenter` none"

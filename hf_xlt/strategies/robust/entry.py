@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hf_xlt.registry import Paper, Strategy
-from hf_xlt.strategies.robust.augmentation import plan_augmentation
+from hf_xlt.strategies.robust.augmentation import DEPENDENT_OF_RUNS, plan_augmentation
 from hf_xlt.strategies.robust.checks import REFUSALS
 from hf_xlt.strategies.robust.config import RobustConfig
 from hf_xlt.strategies.robust.cost import cost
@@ -31,6 +31,7 @@ STRATEGY = Strategy(
     summary="Fine-tune on the source language against worst-case (ADV) or random (RS-RP) noise in the embeddings.",
     paper=_PAPER,
     refusals=REFUSALS,
+    dependent=DEPENDENT_OF_RUNS,
     cost=cost,
     augmentation=plan_augmentation,
     peft=True,

@@ -80,11 +80,6 @@ DEPENDENT = (
         _LEARNED,
     ),
     dependent(
-        "gate_updates",
-        lambda config: config.learns and config.mode != "online",
-        f"{_LEARNED}, and `mode` trajectory or episodic",
-    ),
-    dependent(
         "table_bins", lambda config: config.learns and config.gate_type == "table", f"`gate_type` table and {_LEARNED}"
     ),
     dependent(
@@ -119,8 +114,13 @@ DEPENDENT = (
         "unfreezing_share", lambda config: config.profile == "gradual_unfreezing", "`profile` gradual_unfreezing"
     ),
 )
-# What a trainer may be given gates for in Python, and a run takes from `gates` alone.
+# A trainer in Python refuses the first, and may be given gates besides.
 DEPENDENT_OF_RUNS = (
+    dependent(
+        "gate_updates",
+        lambda config: config.learns and config.mode != "online",
+        f"{_LEARNED}, and `mode` trajectory or episodic",
+    ),
     dependent("interpolate_gates", lambda config: config.gates is not None, "`gates` of a model of another depth"),
 )
 

@@ -137,11 +137,11 @@ DEPENDENT = (
         lambda config: config.order in ("second", "first") or config.cosine_steps == 0,
         "`order` second or first",
     ),
-    dependent("few_shot_learning_rate", lambda config: config.few_shot_steps > 0, "`few_shot_steps` of 1 or more"),
 )
 _FIRST = "the fine-tuning on the source: `fine_tune_first`"
 # A trainer that only meta-learns reads these in their own right; a run has `meta_steps` and `meta_learning_rate`.
 DEPENDENT_OF_RUNS = (
+    dependent("few_shot_learning_rate", lambda config: config.few_shot_steps > 0, "`few_shot_steps` of 1 or more"),
     dependent(
         "learning_rate num_train_epochs max_steps eval_strategy eval_steps load_best_model_at_end warmup_steps",
         lambda config: config.fine_tune_first,

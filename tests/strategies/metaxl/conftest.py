@@ -18,9 +18,9 @@ SETTINGS = {
     "logging_steps": 1,
     "save_strategy": "no",
     "report_to": "none",
-    "rtn_bottleneck": 8,
-    "rtn_warmup_ratio": 0.0,
 }
+# Of the RTN, which the baselines have not.
+RTN = {"rtn_bottleneck": 8, "rtn_warmup_ratio": 0.0}
 
 
 class Kit:
@@ -37,7 +37,8 @@ class Kit:
 
     def config(self, **changes):
         self.count += 1
-        settings = {"output_dir": str(self.folder / str(self.count)), **SETTINGS, **changes}
+        own = RTN if changes.get("method", "metaxl") == "metaxl" else {}
+        settings = {"output_dir": str(self.folder / str(self.count)), **SETTINGS, **own, **changes}
         return MetaXLConfig(**settings)
 
     def trainer(self, model=None, *, source=None, target=None, callbacks=(), sources=None, **changes):

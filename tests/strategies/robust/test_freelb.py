@@ -91,7 +91,7 @@ def test_a_pass_keeps_no_activations_of_the_one_before(kit, several):
     assert loss.requires_grad and at_start[-1] > 0
 
 
-@pytest.mark.parametrize("dropout", ["shared", "train", "eval"])
+@pytest.mark.parametrize("dropout", ["shared", "train"])
 def test_shared_dropout_is_one_mask_for_all_passes(kit, dropout):
     model, batch = kit.model(dropout=True, hidden_dropout_prob=0.5), kit.collate(kit.examples())
     masks = []

@@ -160,8 +160,8 @@ def test_freelb_that_is_plain_training_warns(kit):
 
 def test_a_config_survives_json_and_the_command_line(kit):
     own = list(RobustConfig.__annotations__)
-    settings = {"method": "rs_rp", "epsilon": 0.3, "noise": "l2_ball", "num_samples": 3, "clean_weight": 0.2} | {
-        "step_size": 0.25,
+    settings = {"method": "rs_rp", "epsilon": 0.3, "noise": "l2_ball", "num_samples": 3, "norm_scope": "sentence"} | {
+        "consistency": "symkl",
         "perturb_special_tokens": False,
         "start_step": 7,
         "smooth_predict": "vote",

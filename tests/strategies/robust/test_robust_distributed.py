@@ -94,8 +94,8 @@ def test_gradients_are_equal_over_ranks_and_to_one_process(kit, perturbations, f
 
 def draws_of_a_rank(rank, kit):
     seen = spy_on_perturbations()
-    for settings in ({"method": "rs_rp"}, {"method": "adv", "init": "uniform"}):
-        trainer = kit.trainer(**settings, inner_dropout="eval")
+    for settings in ({"method": "rs_rp"}, {"method": "adv", "init": "uniform", "inner_dropout": "eval"}):
+        trainer = kit.trainer(**settings)
         kit.open_window(trainer, kit.collate(kit.examples(4)))
         trainer.compute_loss(trainer.model, kit.collate(kit.examples(4)))
     torch.save(seen, kit.folder / f"draws-{rank}.pt")

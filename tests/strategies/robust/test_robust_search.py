@@ -88,16 +88,17 @@ def fitted():
 def test_ascent_raises_the_loss_more_than_noise_and_descent_lowers_it(kit, fitted, monkeypatch, norm, scope):
     model, batch = fitted(kit)
     radius = {"token": 0.1, "sentence": 0.3}[scope] * (0.25 if norm == "linf" else 1.0)
-    settings = {"norm": norm, "norm_scope": scope, "epsilon": radius, "eps_mode": "absolute"}
+    settings = {"epsilon": radius, "eps_mode": "absolute"}
+    ascent = {"norm": norm, "norm_scope": scope}
+    noise = {"noise": "uniform"} if norm == "linf" else {"noise": "l2_sphere", "norm_scope": scope}
 
     def loss(**options):
-        trainer = kit.trainer(model, **settings | options)
+        trainer = kit.trainer(model, **settings | (ascent if "method" not in options else {}) | options)
         kit.open_window(trainer, batch)
         return trainer.compute_loss(model, batch).item()
 
     clean, one_step, three_steps = loss(epsilon=0.0), loss(), loss(steps=3)
-    noise = "uniform" if norm == "linf" else "l2_sphere"
-    random = sum(loss(method="rs_rp", noise=noise) for _ in range(3)) / 3
+    random = sum(loss(method="rs_rp", **noise) for _ in range(3)) / 3
     monkeypatch.setattr(RobustConfig, "ascent_length", property(lambda config: -config.epsilon))
     assert loss() < clean < one_step
     assert one_step - clean > 3 * abs(random - clean)

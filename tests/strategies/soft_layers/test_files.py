@@ -192,7 +192,8 @@ def test_profiles():
 
 @pytest.mark.parametrize("profile", ["gradual_unfreezing", "layerwise_decay", "auto_rgn", "freeze_bottom"])
 def test_profiles_need_no_auxiliary_language(profile, tmp_path):
-    trainer = soft(tmp_path, auxiliary={}, profile=profile, frozen_layers=1)
+    own = {"frozen_layers": 1} if profile == "freeze_bottom" else {}
+    trainer = soft(tmp_path, auxiliary={}, profile=profile, **own)
     trainer.train()
     values = dict(zip(trainer.setup.groups.names, trainer.gated.gates, strict=True))
     assert values["head"] == 1 and all(0 <= value <= 1 for value in values.values())
