@@ -239,6 +239,8 @@ class DataArguments:
         self.language_map = split_names(self.language_map)
         self.label_columns = split_names(self.label_columns)
         self.generalized_languages = split_codes(self.generalized_languages) or None
+        if self.generalized_languages and not self.generalized:
+            raise ConfigError("`--generalized-languages` says what `--generalized` scores; add `--generalized`.")
         parse_division(self.divide_split, self.divide_seed)
         parse_language_map(self.language_map)
         if self.shots < 0:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from hf_xlt.errors import ConfigError, Interrupted, close_match
@@ -33,17 +34,18 @@ _OF_A_PHASE = frozenset(
 )
 
 
-def _is_streamed(plan: Plan) -> bool:
+def _is_streamed(plan: Any) -> bool:
     return any(source.streaming for phase in plan.phases for source in phase.sources)
 
 
+_STREAMED = "text that is streamed (`streaming: true`)"
 _DEPENDENT = (
     dependent(
         "pooling",
         lambda plan: any(CONTRASTIVE in phase.objectives for phase in plan.phases),
         "the objective contrastive",
     ),
-    dependent("strict_resume max_failed_shards manifest", _is_streamed, "text that is streamed (`streaming: true`)"),
+    dependent("strict_resume max_failed_shards manifest", _is_streamed, _STREAMED),
 )
 
 
@@ -123,7 +125,6 @@ def make_config(plan: Plan, **changes: Any) -> Any:
             f"`training`: `{misplaced[0]}` is not taken here; it is set in each phase, or by `hf-xlt run`."
         )
     check_kinds(MetaPretrainingConfig, plan.training, "`training`")
-    _check_used(plan)
     settings = {"report_to": [], **OPTIMIZER_SETTINGS, **plan.training, **changes}
     if not torch.cuda.is_available() and not torch.backends.mps.is_available():
         settings.setdefault("use_cpu", True)
@@ -142,8 +143,9 @@ def _check_used(plan: Plan) -> None:
     Raises:
         ConfigError: there is something.
     """
-    given = {*plan.training, *(["manifest"] if plan.manifest else [])}
-    problems = unused_problems(plan, _DEPENDENT, changed=lambda names: [name for name in names if name in given])
+    given = {**plan.training, **({"manifest": plan.manifest} if plan.manifest else {})}
+    asked = SimpleNamespace(**given, phases=plan.phases)
+    problems = unused_problems(asked, _DEPENDENT, changed=lambda names: [name for name in names if name in given])
     if problems:
         raise ConfigError(f"{'; '.join(problems)}.")
 
@@ -178,6 +180,7 @@ class Pretraining:
             self.source = ModelSource.find(self.plan.model, attn_implementation=attention)
         self.tokenizer = load_tokenizer(self.plan.tokenizer or self.plan.model)
         self.manifest = read_manifest(self.plan.manifest, self.tokenizer) if self.plan.manifest else None
+        _check_used(self.plan)
         self._texts: dict[tuple[str, str], Any] = {}
 
     def load_model(self, folder: Path | None) -> Any:

@@ -1,7 +1,7 @@
 """Every setting changes the result, is refused, or stands on a short list with the reason why it cannot change it.
 
-A field that is in none of the tables fails: a new one has to be thought of. The whole sweep is slow; a sample of it
-is not.
+A field that is in none of the tables fails: a new one has to be thought of. Where nothing would read a setting, since
+another one is off, it is refused. The whole sweep is slow; a sample of it is not.
 """
 
 import copy
@@ -17,6 +17,7 @@ from hf_xlt.errors import ConfigError
 from hf_xlt.registry import STRATEGIES, get_strategy
 from hf_xlt.training.config import XLTConfig
 from hf_xlt.training.phases import run_phases
+from hf_xlt.training.stock_settings import check_start, check_used_by_run
 
 # Name -> value that should matter; with a dict, besides what else is set, in both runs.
 SHARED = {
@@ -257,7 +258,20 @@ REASONS = {
         "allow_phase_change": "resuming",
     },
 }
-_EXTRA = {"metaxl": {"rtn_lr": 1e-2, "rtn_bottleneck": 16, "warmup_steps": 0}, "xmaml": {"inner_learning_rate": 0.1}}
+_EXTRA = {
+    "metaxl": {"rtn_lr": 1e-2, "rtn_bottleneck": 16, "warmup_steps": 0},
+    "xmaml": {"inner_learning_rate": 0.1, "meta_steps": 4},
+}
+# What is refused whatever else is set; everything else must change the result where its master is on.
+ALWAYS_REFUSED = {"enable_jit_checkpoint", "save_only_model", "batch_eval_metrics"}
+REFUSED = {
+    "metaxl": ALWAYS_REFUSED | {"label_smoothing_factor", "neftune_noise_alpha", "fp16"},
+    # The file is missing; tests of files have one.
+    "soft-layers": ALWAYS_REFUSED | {"fp16", "gates"},
+    "xmaml": ALWAYS_REFUSED | {"fp16"},
+}
+# Of a run on a CPU.
+REFUSED_LATER = {"fp16"}
 
 
 def fields_of(name):
@@ -282,11 +296,19 @@ def test_the_list_without_effect_is_of_the_stock_trainer():
     assert {field for fields in WITHOUT_EFFECT.values() for field in fields.split()} <= known
 
 
-def result_of(name, folder, settings):
-    """Train; return the final weights and the updates of every phase."""
-    strategy = get_strategy(name)
+def checked(name, folder, settings, asks=True):
+    """Return the context of a run with some settings, which it is asked for, or has by itself."""
+    strategy, asked = get_strategy(name), set(settings) if asks else set()
     context = make_context(strategy, folder, **{"max_steps": 4, "save_strategy": "no", **settings})
-    strategy.check(context.config, "text-classification")
+    strategy.check(context.config, "text-classification", asked)
+    check_start(context.config)
+    check_used_by_run(context.config, asked, stops_early=False)
+    return context
+
+
+def result_of(name, folder, settings, asks=True):
+    """Train; return the final weights and the updates of every phase."""
+    context = checked(name, folder, settings, asks)
     if settings.get("few_shot_steps"):
         context.joint = {code: Dataset.from_list(rows) for code, rows in context.roles["auxiliary"].items()}
     if "text" in context.roles:
@@ -304,10 +326,10 @@ class Runs:
     def __init__(self, folder):
         self.folder, self.known = folder, {}
 
-    def of(self, name, settings):
-        key = (name, repr(sorted(settings.items())))
+    def of(self, name, settings, asks=True):
+        key = (name, asks, repr(sorted(settings.items())))
         if key not in self.known:
-            self.known[key] = result_of(name, self.folder / str(len(self.known)), copy.deepcopy(settings))
+            self.known[key] = result_of(name, self.folder / str(len(self.known)), copy.deepcopy(settings), asks)
         return self.known[key]
 
 
@@ -321,15 +343,19 @@ def check_field(runs, name, field):
     value, besides = table_of(name)[field], {}
     if isinstance(value, tuple):
         value, besides = value
-    besides = {**_EXTRA.get(name, {}), **besides}
-    try:
-        changed = runs.of(name, {**besides, field: value})
-    except ConfigError as refusal:
-        assert str(refusal)
+    extra = _EXTRA.get(name, {})
+    if {**besides, field: value}.get("method") == "joint":
+        extra = {"warmup_steps": 0}
+    changes = {**extra, **besides, field: value}
+    if field in REFUSED.get(name, ALWAYS_REFUSED) | REFUSED_LATER:
+        with pytest.raises(ConfigError, match=field):
+            runs.of(name, changes)
         return
-    weights, updates = runs.of(name, besides)
+    changed = runs.of(name, changes)
+    # Nothing is asked for here: what goes with the field may be of no use without it.
+    weights, updates = runs.of(name, {key: value for key, value in changes.items() if key != field}, asks=False)
     same = changed[1] == updates and all(torch.equal(weights[key], changed[0][key]) for key in weights)
-    assert not same, f"`{field}` = {value!r} changes nothing of {name}, and is not refused"
+    assert not same, f"`{field}` = {value!r} changes nothing of {name}"
 
 
 CASES = [(name, field) for name in STRATEGIES for field in ({**SHARED, **OWN[name]} if name != "averaging" else {})]
@@ -344,3 +370,272 @@ def test_every_setting_matters_or_is_refused(runs, name, field):
 @pytest.mark.parametrize(("name", "field"), CASES[::7])
 def test_a_sample_of_settings_matters_or_is_refused(runs, name, field):
     check_field(runs, name, field)
+
+
+# Where nothing reads a setting: its value, and what turns it off. `USED` lists those that are read in every state.
+NONE, ASCENT_OFF = {"method": "none"}, {"method": "rs_rp"}
+JOINT, KNOWN, PROFILE = {"method": "joint"}, {"gate_values": "0.5"}, {"profile": "auto_rgn"}
+META_ONLY, CROSS_ONLY = {"meta_fraction": 1.0}, {"meta_fraction": 0.0}
+OFF = {
+    "finetune": {
+        "warmup_steps": (3, {"lr_scheduler_type": "constant"}),
+        "lr_scheduler_kwargs": ({"num_cycles": 2}, {"lr_scheduler_type": "constant_with_warmup"}),
+        "adam_beta1": (0.5, {"optim": "sgd"}),
+        "adam_beta2": (0.5, {"optim": "adagrad"}),
+        "adam_epsilon": (1e-3, {"optim": "sgd"}),
+        "optim_args": ("momentum=0.9", {"optim": "adamw_torch"}),
+        "optim_target_modules": (["query"], {}),
+        "gradient_checkpointing_kwargs": ({"use_reentrant": False}, {}),
+        "activation_checkpointing_kwargs": ({"use_reentrant": False}, {}),
+        "eval_steps": (3, {"eval_strategy": "epoch"}),
+        "eval_delay": (3, {}),
+        "save_steps": (3, {}),
+        "save_total_limit": (1, {}),
+        "liger_kernel_config": ({"rope": True}, {}),
+        "fsdp_config": ({"min_num_params": 3}, {}),
+        "dataloader_persistent_workers": (True, {}),
+        "dataloader_multiprocessing_context": ("fork", {}),
+        "dataloader_in_order": (False, {}),
+        "length_column_name": ("size", {}),
+        "metric_for_best_model": ("avg_accuracy", {}),
+        "greater_is_better": (True, {}),
+        "hub_model_id": ("me/it", {}),
+        "hub_private_repo": (True, {}),
+        "hub_revision": ("v1", {}),
+        "hub_strategy": ("checkpoint", {}),
+        "hub_always_push": (True, {}),
+    },
+    "robust": {
+        "epsilon": (0.5, {**NONE, "smooth_predict": "vote", "smooth_epsilon": 0.1}),
+        "eps_mode": ("absolute", NONE),
+        "perturb_special_tokens": (False, NONE),
+        "clean_weight": (0.5, NONE),
+        "start_step": (2, NONE),
+        "norm": ("linf", ASCENT_OFF),
+        "norm_scope": ("sentence", ASCENT_OFF),
+        "steps": (3, ASCENT_OFF),
+        "init": ("uniform", ASCENT_OFF),
+        "init_scale": (0.1, {}),
+        "step_size": (0.1, {"method": "freelb"}),
+        "inner_loss": ("kl", ASCENT_OFF),
+        "linf_direction": ("maxnorm", {}),
+        "noise": ("uniform", {}),
+        "num_samples": (2, {}),
+        "consistency_weight": (2.0, {}),
+        "detach_noised": (False, {}),
+        "inner_dropout": ("eval", ASCENT_OFF),
+        "smooth_samples": (3, {}),
+        "smooth_epsilon": (0.5, {}),
+        "augmentation": ("online", {}),
+        "copies": (5, {"augmenter": "characters", "augmentation": "online"}),
+        "lookup": ("casefold", {"augmenter": "characters"}),
+        "character_rate": (0.5, {}),
+    },
+    "metaxl": {
+        "baseline": ("published", {}),
+        **{
+            name: (value, JOINT)
+            for name, value in {
+                "hypergrad": "none",
+                "rtn_layers": [1],
+                "rtn_modules": ["bert.encoder.layer.0"],
+                "rtn_bottleneck": 8,
+                "rtn_activation": "gelu",
+                "rtn_gate": "none",
+                "rtn_init": "zero_out",
+                "rtn_detach_input": False,
+                "rtn_lr": 0.1,
+                "rtn_weight_decay": 0.5,
+                "rtn_warmup_ratio": 0.0,
+                "rtn_max_grad_norm": 1.0,
+                "save_rtn": True,
+                "diagnostics": True,
+            }.items()
+        },
+        "meta_every": (2, {"hypergrad": "none"}),
+        "inner_lr": (1.0, JOINT),
+        "update_order": ("reuse", JOINT),
+        "meta_grad_scale": ("unit", {"hypergrad": "evograd"}),
+        "fd_scale": (1.0, {}),
+        "evograd_population": (4, {}),
+        "evograd_sigma": (0.5, {}),
+        "evograd_temperature": (5.0, {}),
+        "portion": (4, {"inner_target_loss": False}),
+        "batch_split": ("first", {"inner_target_loss": False}),
+        "target_resplit": (False, {**JOINT, "baseline": "published"}),
+        "target_batch_size": (4, {"method": "target_only", "baseline": "published"}),
+        "loss_reduction": ("mean", {"method": "target_only"}),
+        "max_grad_norm": (1.0, {**JOINT, "baseline": "published"}),
+        "sampling_temperature": (5.0, {}),
+        "exp3_gamma": (0.5, {}),
+        "exp3_reward_scale": (0.5, {}),
+        "diagnostics_examples": (7, {}),
+    },
+    "soft-layers": {
+        **{
+            name: (value, KNOWN)
+            for name, value in {
+                "mode": "online",
+                "gate_type": "table",
+                "inner_steps": 2,
+                "meta_gradient": "exact",
+                "meta_learning_rate": 1.0,
+                "auxiliary_batch_size": 2,
+                "auxiliary_schedule": "sampled",
+                "query_dropout": True,
+                "init_logit": 3.0,
+                "gate_maximum": 0.5,
+                "gate_temperature": 9.0,
+                "gate_normalization": "mean_one",
+                "gradient_normalization": "cosine",
+                "prior_weight": 9.0,
+                "freezing_bonus": 9.0,
+                "always_open": ["none"],
+            }.items()
+        },
+        "table_bins": (3, {}),
+        "gate_hidden": (3, {"gate_type": "table"}),
+        "audit_episodes": (5, {}),
+        "gate_updates": (3, {"mode": "online"}),
+        "granularity": ("tensor", {"gates": "some-run"}),
+        "separate_word_embeddings": (False, {"gates": "some-run"}),
+        "layer_groups": ('{"layer": "low"}', {"gates": "some-run"}),
+        "interpolate_gates": (True, {}),
+        "hard_threshold": (0.5, PROFILE),
+        "layer_decay": (0.5, PROFILE),
+        "frozen_layers": (1, PROFILE),
+        "unfreezing_share": (0.1, PROFILE),
+    },
+    "xmaml": {
+        "inner_learning_rate": (0.5, {"order": "plain"}),
+        "inner_steps": (2, {"order": "plain"}),
+        "inner_scope": ("head", {"order": "plain"}),
+        "support_share": (0.25, {"order": "reptile"}),
+        "cosine_steps": (3, {"order": "reptile"}),
+        "few_shot_learning_rate": (1e-3, {}),
+        **{
+            name: (value, {"fine_tune_first": False})
+            for name, value in {
+                "learning_rate": 0.5,
+                "num_train_epochs": 9.0,
+                "max_steps": 3,
+                "eval_strategy": "epoch",
+                "warmup_steps": 2,
+                "lr_scheduler_type": "cosine",
+                "weight_decay": 0.5,
+                "optim": "sgd",
+                "max_grad_norm": 0.5,
+            }.items()
+        },
+    },
+    "meta-pretrain": {
+        "meta_language": ("de", CROSS_ONLY),
+        "objectives": ("mlm+tlm", META_ONLY),
+        "alpha": (0.0, META_ONLY),
+        "cross_learning_rate": (1e-3, META_ONLY),
+        "replay_floor": (0.5, {"objectives": "tlm"}),
+        "meta_learning_rate": (1e-3, {**CROSS_ONLY, "cross_learning_rate": 1e-3}),
+        "tlm_weight": (9.0, {}),
+        "tlm_share": (0.1, {"objectives": "tlm"}),
+        "contrastive_weight": (9.0, {}),
+        "pooling": ("mean", {}),
+        "masked_share": (0.5, {**CROSS_ONLY, "objectives": "contrastive"}),
+        "whole_words": (True, {**CROSS_ONLY, "objectives": "contrastive"}),
+        "isolated": (True, {**CROSS_ONLY, "objectives": "contrastive"}),
+        "strict_resume": (True, {}),
+        "max_failed_shards": (0.5, {}),
+    },
+}
+USED = {
+    "robust": "method smooth_predict consistency augmenter neighbours neighbour_filter baseline",
+    "metaxl": "method inner_target_loss source_sampling per_device_train_batch_size learning_rate num_train_epochs "
+    "warmup_steps",
+    "soft-layers": "gates gate_values profile shuffle_gates",
+    "xmaml": "order meta_steps meta_learning_rate meta_optimizer meta_max_grad_norm task_batch_size episode aggregate "
+    "fine_tune_first few_shot_steps",
+    "meta-pretrain": "total_steps meta_fraction row_length pretraining_batch_size chunk_rows epoch_limit "
+    "held_out_share allow_phase_change",
+}
+# What turns a setting of `OFF` on, where it is not by itself.
+SYMKL = {"method": "rs_rp", "consistency": "symkl"}
+TLM = {"objectives": "mlm+tlm"}
+CONTRASTIVE = {"objectives": "mlm+contrastive"}
+WORKERS, PUSHED = {"dataloader_num_workers": 1}, {"push_to_hub": True}
+CHECKPOINTING = {"gradient_checkpointing": True}
+EVERY_STEP = {"eval_strategy": "steps", "save_strategy": "steps"}
+CHOOSES = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "load_best_model_at_end": True}
+ON = {
+    "lr_scheduler_kwargs": {"lr_scheduler_type": "cosine_with_restarts"},
+    "gradient_checkpointing_kwargs": CHECKPOINTING,
+    "activation_checkpointing_kwargs": CHECKPOINTING,
+    "eval_steps": EVERY_STEP,
+    "eval_delay": EVERY_STEP,
+    "save_steps": EVERY_STEP,
+    "save_total_limit": EVERY_STEP,
+    "liger_kernel_config": {"use_liger_kernel": True},
+    "dataloader_persistent_workers": WORKERS,
+    "dataloader_multiprocessing_context": WORKERS,
+    "dataloader_in_order": WORKERS,
+    "length_column_name": {"train_sampling_strategy": "group_by_length"},
+    "metric_for_best_model": CHOOSES,
+    "greater_is_better": CHOOSES,
+    "hub_model_id": PUSHED,
+    "hub_private_repo": PUSHED,
+    "hub_revision": PUSHED,
+    "init_scale": {"init": "uniform"},
+    "inner_loss": {"init": "uniform"},
+    "linf_direction": {"norm": "linf"},
+    "noise": {"method": "none", "smooth_predict": "vote"},
+    "num_samples": {"method": "rs_rp"},
+    "consistency_weight": SYMKL,
+    "detach_noised": SYMKL,
+    "smooth_samples": {"smooth_predict": "vote"},
+    "smooth_epsilon": {"smooth_predict": "vote"},
+    "augmentation": {"augmenter": "characters"},
+    "copies": {"augmenter": "characters"},
+    "lookup": {"augmenter": "synonyms", "neighbours": "table.json"},
+    "character_rate": {"augmenter": "characters"},
+    "baseline": {"method": "joint"},
+    "fd_scale": {"hypergrad": "finite_difference"},
+    "evograd_population": {"hypergrad": "evograd"},
+    "evograd_sigma": {"hypergrad": "evograd"},
+    "evograd_temperature": {"hypergrad": "evograd"},
+    "sampling_temperature": {"source_sampling": "temperature"},
+    "exp3_gamma": {"source_sampling": "exp3"},
+    "exp3_reward_scale": {"source_sampling": "exp3"},
+    "diagnostics_examples": {"diagnostics": True},
+    "table_bins": {"gate_type": "table"},
+    "gate_hidden": {"gate_type": "mlp"},
+    "audit_episodes": {"inner_steps": 2},
+    "interpolate_gates": {"gates": "some-run"},
+    "layer_decay": {"profile": "layerwise_decay"},
+    "frozen_layers": {"profile": "freeze_bottom"},
+    "unfreezing_share": {"profile": "gradual_unfreezing"},
+    "few_shot_learning_rate": {"few_shot_steps": 2},
+    "tlm_weight": TLM,
+    "tlm_share": TLM,
+    "contrastive_weight": CONTRASTIVE,
+    "pooling": CONTRASTIVE,
+}
+# Of other methods than those there are here: packages, devices, or `hf-xlt pretrain` with streamed text.
+NEVER_ON = (
+    "optim_args optim_target_modules fsdp_config hub_strategy hub_always_push strict_resume max_failed_shards"
+).split()
+OFF_CASES = [(name, field) for name, fields in OFF.items() for field in fields]
+
+
+@pytest.mark.parametrize(("name", "field"), OFF_CASES)
+def test_a_setting_that_nothing_would_read_is_refused(tmp_path, name, field):
+    value, besides = OFF[name][field]
+    with pytest.raises(ConfigError, match=f"`{field}` is .*would be ignored|reads no option"):
+        checked(name, tmp_path, {**besides, field: value})
+    if field not in NEVER_ON:
+        checked(name, tmp_path, {**ON.get(field, {}), field: value})
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in ("finetune", "averaging")])
+def test_every_field_of_a_strategy_is_known_to_be_read_or_to_depend(name):
+    shared = {entry.name for entry in dataclasses.fields(XLTConfig)}
+    own = {field for field in fields_of(name) if field not in shared}
+    assert own == (set(OFF[name]) | set(USED[name].split())) - shared
+    assert not set(OFF[name]) & set(USED[name].split())

@@ -30,7 +30,6 @@ DEPENDENT = (
     dependent("auxiliary_languages auxiliary_split", lambda data: data.auxiliary_dataset, "`--auxiliary-dataset`"),
     dependent("text_languages text_split", lambda data: data.text_dataset, "`--text-dataset`"),
     dependent("divide_seed", lambda data: data.divide_split, "`--divide-split`"),
-    dependent("generalized_languages", lambda data: data.generalized, "`--generalized`"),
     dependent("id_column", lambda data: data.generalized or data.divide_split, "`--generalized` or `--divide-split`"),
     dependent(
         "language_column",

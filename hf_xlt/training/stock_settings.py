@@ -47,7 +47,7 @@ def _saves_or_evaluates_best(config: Any) -> bool:
 DEPENDENT = (
     dependent(
         "warmup_steps",
-        lambda config: _value(config.lr_scheduler_type) not in _NO_WARMUP,
+        lambda config: _value(config.lr_scheduler_type) not in _NO_WARMUP or config.warmup_steps == 0,
         "an `lr_scheduler_type` that warms up, such as linear or constant_with_warmup",
     ),
     dependent(
@@ -102,7 +102,7 @@ DEPENDENT_OF_RUNS = (
     # `TrainingArguments` fills it in, whatever is asked for.
     dependent("fsdp_config", lambda config: bool(config.fsdp), "`fsdp`"),
     dependent(
-        "hub_model_id hub_private_repo hub_revision hub_token", lambda config: config.push_to_hub, "`push_to_hub`"
+        "hub_model_id hub_private_repo hub_revision", lambda config: config.push_to_hub, "`push_to_hub`"
     ),
     dependent(
         "hub_strategy hub_always_push", lambda config: False, "a `Trainer` in Python; a run is pushed once, at its end"
