@@ -101,9 +101,7 @@ DEPENDENT_OF_RUNS = (
     ),
     # `TrainingArguments` fills it in, whatever is asked for.
     dependent("fsdp_config", lambda config: bool(config.fsdp), "`fsdp`"),
-    dependent(
-        "hub_model_id hub_private_repo hub_revision", lambda config: config.push_to_hub, "`push_to_hub`"
-    ),
+    dependent("hub_model_id hub_private_repo hub_revision", lambda config: config.push_to_hub, "`push_to_hub`"),
     dependent(
         "hub_strategy hub_always_push", lambda config: False, "a `Trainer` in Python; a run is pushed once, at its end"
     ),
