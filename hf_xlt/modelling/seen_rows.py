@@ -12,8 +12,11 @@ Shapes: V rows of the vocabulary, R rows held, D width.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,6 +74,24 @@ class MatrixFile:
         self._file.close()
 
 
+def _own_memory(model: nn.Module) -> None:
+    """Copy a model's weights: as loaded they lie in a file that is mapped as a whole, as long as one of them does."""
+    weights = [weight for weight in [*model.parameters(), *model.buffers()] if weight.device.type == "cpu"]
+    storages = Counter(weight.untyped_storage().data_ptr() for weight in weights)
+    for weight in weights:
+        # Views of one another have to stay such.
+        if storages[weight.untyped_storage().data_ptr()] == 1:
+            weight.data = weight.detach().clone()
+
+
+def _give_back_memory() -> None:
+    """Let memory that was freed go back to the system: the C library of Linux keeps it."""
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
 def _bytes_of(tensor: Tensor) -> memoryview:
     return memoryview(tensor.view(torch.uint8).numpy()).cast("B")
 
@@ -117,6 +138,8 @@ class SeenRows:
         self.module.forward = self._look_up
         self._hold(self.weight.detach()[ids.to(self.weight.device)])
         self.weight.seen_rows = self
+        _own_memory(model)
+        _give_back_memory()
 
     def _hold(self, rows: Tensor) -> None:
         self.weight.data = torch.cat([rows, torch.ones_like(rows[:1])])
@@ -151,6 +174,8 @@ class SeenRows:
     def whole(self, rows: Tensor | None = None) -> Tensor:
         """Return the whole matrix (V, D) on the CPU, that of other rows (R + 1, D) if such are given."""
         rows = (self.weight if rows is None else rows).detach().cpu()
+        # What the last update has freed would lie idle beside the matrix.
+        _give_back_memory()
         matrix = self._base.read().to(rows.dtype)
         if not bool((rows[-1] == 1).all()):
             matrix.mul_(rows[-1])
