@@ -101,15 +101,15 @@ def check_dataset(dataset: Any) -> None:
     Raises:
         ConfigError: they are read once, or change from epoch to epoch.
     """
-    if hasattr(dataset, "set_epoch"):
-        raise ConfigError(
-            "`embedding_rows` seen does not go with data that change from epoch to epoch (`augmentation` online): "
-            "their tokens are not known before. Choose offline augmentation, or leave it at all."
-        )
     if not (has_length(dataset) and hasattr(dataset, "__getitem__")):
         raise ConfigError(
             "`embedding_rows` seen does not go with iterable data sets, whose tokens are not known before. Give data "
             "sets with a length, or leave it at all."
+        )
+    if hasattr(dataset, "set_epoch"):
+        raise ConfigError(
+            "`embedding_rows` seen does not go with data that change from epoch to epoch (`augmentation` online): "
+            "their tokens are not known before. Choose offline augmentation, or leave it at all."
         )
 
 
@@ -224,7 +224,6 @@ def cut_for_training(trainer: XLTTrainer) -> Iterator[SeenRows | None]:
     if trainer.args.embedding_rows != SEEN:
         yield None
         return
-    check_dataset_of_training(trainer)
     model = trainer.bare_model()
     module = embedding_to_cut(model)
     specials = special_ids(trainer.processing_class, getattr(model, "config", None))
@@ -239,12 +238,6 @@ def cut_for_training(trainer: XLTTrainer) -> Iterator[SeenRows | None]:
             if hasattr(callback, "widen"):
                 callback.widen(rows)
         rows.put_back()
-
-
-def check_dataset_of_training(trainer: XLTTrainer) -> None:
-    """Refuse data that were put into a trainer since it was made, as `check_trainer` does."""
-    for dataset in datasets_of(trainer):
-        check_dataset(dataset)
 
 
 def _check_same_state(trainer: XLTTrainer, weight: torch.Tensor, ids: torch.Tensor) -> None:
