@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,22 +118,18 @@ def check_dataset(dataset: Any) -> None:
 
 def datasets_of(trainer: XLTTrainer) -> list[Any]:
     """Return all data that a trainer draws from before its training ends."""
-    return flat([trainer.train_dataset, trainer.eval_dataset, trainer.joint_datasets, trainer.role_datasets])
+    return flat(trainer.train_dataset, trainer.eval_dataset, trainer.joint_datasets, trainer.role_datasets)
 
 
-def flat(datasets: Any) -> list[Any]:
-    """Return the data sets in nested mappings and lists of such."""
-    if datasets is None:
-        return []
-    if isinstance(datasets, Mapping):
-        datasets = list(datasets.values())
-    elif not isinstance(datasets, list) or (datasets and isinstance(datasets[0], Mapping) and _is_row(datasets[0])):
-        return [datasets]
-    return [found for dataset in datasets for found in flat(dataset)]
-
-
-def _is_row(value: Mapping[str, Any]) -> bool:
-    return "input_ids" in value
+def flat(*datasets: Any) -> list[Any]:
+    """Return data sets, and those in nested mappings of such; None is none."""
+    found = []
+    for dataset in datasets:
+        if isinstance(dataset, Mapping):
+            found += flat(*dataset.values())
+        elif dataset is not None:
+            found.append(dataset)
+    return found
 
 
 def seen_ids(datasets: Iterable[Any], rows: int, specials: Iterable[int] = ()) -> torch.Tensor:
@@ -305,14 +301,14 @@ class Saving:
         return f"{found}; `--embedding-rows seen` trains these alone, to the same result, and saves about {size}."
 
 
-def saving_for(model: nn.Module, config: Any, tokenizer: Any, datasets: Any, averages: bool) -> Saving:
+def saving_for(model: nn.Module, config: Any, tokenizer: Any, datasets: Sequence[Any], averages: bool) -> Saving:
     """Count what training on rows alone would save.
 
     Args:
         model: to train; its weights are not read.
         config: of the training.
         tokenizer: its tokenizer.
-        datasets: all that is trained and selected on, as `flat` takes it.
+        datasets: all that is trained and selected on.
         averages: whether a mean of the weights is kept as well.
 
     Raises:
@@ -320,7 +316,7 @@ def saving_for(model: nn.Module, config: Any, tokenizer: Any, datasets: Any, ave
     """
     module = embedding_to_cut(model)
     rows, width = module.weight.shape
-    seen = len(seen_ids(flat(datasets), rows, special_ids(tokenizer, model.config)))
+    seen = len(seen_ids(datasets, rows, special_ids(tokenizer, model.config)))
     copies = 2 + ELEMENTWISE[str(getattr(config.optim, "value", config.optim))] + int(averages)
     return Saving(seen, rows, width, copies)
 
@@ -338,7 +334,7 @@ def saving_of_run(model: nn.Module, context: Any, averages: bool) -> Saving | No
     """
     config = copy.copy(context.config)
     asked, config.embedding_rows = config.embedding_rows == SEEN, SEEN
-    datasets = [context.training, context.validation, context.joint, context.roles]
+    datasets = flat(context.training, context.validation, context.joint, context.roles)
     try:
         problem = settings_problem(config)
         if problem:

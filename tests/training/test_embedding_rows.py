@@ -435,6 +435,12 @@ def test_special_tokens_of_tokenizer_and_model_always_count():
     assert seen_ids([], ROWS, {9, ROWS + 5}).tolist() == [9]
 
 
+def test_data_without_ids_are_refused():
+    for dataset in ([{"text": "w1"}], Dataset.from_list([{"text": "w1"}])):
+        with pytest.raises(ConfigError, match="goes by `input_ids`"):
+            seen_ids([dataset], ROWS)
+
+
 def test_an_id_outside_the_matrix_is_refused():
     with pytest.raises(ConfigError, match=r"token id 300, and the model has 300 rows"):
         seen_ids([[{"input_ids": [1, ROWS]}]], ROWS)
