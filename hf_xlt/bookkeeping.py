@@ -47,7 +47,7 @@ _FREE_WITHOUT_SELECTION = frozenset(
 )
 
 # Settings that older runs have not; at these values they change nothing.
-_LATER = {"divide_seed": 0, "allow_shared_rows": False, "resize_embeddings": False}
+_LATER = {"divide_seed": 0, "allow_shared_rows": False, "resize_embeddings": False, "embedding_rows": "all"}
 
 
 def start_record(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_xlt.arguments import Arguments
 from hf_xlt.data.generalized import choose_pair_sets
 from hf_xlt.data.roles import AUXILIARY, SHOTS, DataPlan
+from hf_xlt.errors import ConfigError
 
 if TYPE_CHECKING:
     from hf_xlt.preparation import PlannedPhase
+    from hf_xlt.training.embedding_rows import Saving
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,9 @@ def describe_plan(arguments: Arguments, plan: DataPlan, selection: dict[str, Any
     if arguments.peft.peft:
         lines.append("           in steps that train all weights; with these frozen a plain step, and an ascent step")
         lines.append("           as well, costs about 2/3 of one")
+    rows = planned_rows(arguments, plan)
+    if rows is not None:
+        lines.append(f"Rows       {rows.describe(config.embedding_rows)}")
     if arguments.data.generalized:
         count = len(choose_pair_sets(plan, arguments.data))
         lines.append(f"Also       {count * count:,} ordered pairs of {count} languages are scored (--generalized)")
@@ -93,6 +100,7 @@ def plan_values(arguments: Arguments, plan: DataPlan, selection: dict[str, Any])
     planned = plan_updates(arguments, plan, exact=True)
     updates, cost = main_updates(planned), planned_cost(arguments, plan, planned)
     _, inventory = plan.read_training()
+    rows = planned_rows(arguments, plan)
     return {
         "strategy": strategy.name,
         "model": arguments.model.model,
@@ -114,6 +122,7 @@ def plan_values(arguments: Arguments, plan: DataPlan, selection: dict[str, Any])
         "global_batch": _global_batch(config),
         "phases": [{"name": name, "updates": count, "plain_steps": each * count} for name, count, each in cost.parts],
         "plain_steps": cost.total,
+        **({"embedding_rows": dataclasses.asdict(rows) | {"saved_bytes": rows.bytes}} if rows is not None else {}),
         "output_dir": config.output_dir,
         "notes": list(plan.notes),
     }
@@ -163,6 +172,36 @@ def planned_snapshots(arguments: Arguments, plan: DataPlan) -> int:
         # Epochs and regular saves are known only with the length of the loader; two a epoch are many.
         return 2 * max(round(arguments.config.num_train_epochs), 1)
     return len(schedule.steps(main_updates(plan_updates(arguments, plan))))
+
+
+def planned_rows(arguments: Arguments, plan: DataPlan) -> Saving | None:
+    """Return what training on the rows of seen tokens saves; None where it is refused unasked, or of no use.
+
+    All that is trained and selected on is encoded for it.
+
+    Raises:
+        ConfigError: it is asked for, and does not go with the model or the data.
+    """
+    import torch
+
+    from hf_xlt.preparation import adapt, prepare
+    from hf_xlt.training.embedding_rows import LARGE, SEEN, saving_of_run
+    from hf_xlt.training.interruption import InterruptionFlag
+
+    source, asked = plan.fitted.source, arguments.config.embedding_rows == SEEN
+    if not asked and getattr(source.load_config().get_text_config(), "vocab_size", 0) < LARGE:
+        return None
+    # Preparing settles the updates of some baselines in the config.
+    own = dataclasses.replace(arguments, config=copy.copy(arguments.config))
+    try:
+        with torch.device("meta"):
+            model = adapt(source.load_random(plan.task, plan.read_training()[1]), own, plan.task)
+        averages = arguments.average.average or arguments.strategy.averages
+        return saving_of_run(model, prepare(own, plan, InterruptionFlag()).context, averages)
+    except ConfigError:
+        if asked:
+            raise
+        return None
 
 
 def of_adapter(model: dict[str, Any]) -> str:

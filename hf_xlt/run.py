@@ -121,6 +121,7 @@ class Run:
         from hf_xlt.modelling.attention import score_with_default
         from hf_xlt.modelling.trial import first_rows, try_model
         from hf_xlt.preparation import prepare
+        from hf_xlt.training.embedding_rows import saving_of_run
         from hf_xlt.training.phases import run_phases
 
         # The bars for reading and writing weights would cut the training bar in pieces.
@@ -135,7 +136,7 @@ class Run:
         record = self.before or start_record(arguments, prepared, self.selection, self.argv)
         model = context.load_model(None)
         complete_hardware(record, arguments, threads, model)
-        self._announce(record, prepared)
+        self._announce(record, prepared, saving_of_run(model, context, self._averages()))
         try_model(model, context.tokenizer, first_rows(context.training), context.task, arguments.config)
         del model
         if is_first_process():
@@ -182,7 +183,10 @@ class Run:
             return self.before.hardware.get("threads")
         return self.arguments.run.threads
 
-    def _announce(self, record: RunRecord, prepared: Any) -> None:
+    def _averages(self) -> bool:
+        return self.arguments.average.average or self.arguments.strategy.averages
+
+    def _announce(self, record: RunRecord, prepared: Any, saving: Any) -> None:
         plan = self.plan
         name = record.model["name"] or "a local model"
         trained = sum(entry.size for entry in plan.of_role(TRAINING))
@@ -202,6 +206,8 @@ class Run:
             say("Embedded demo task: phrases of the Unicode CLDR. Its numbers say nothing about other tasks.")
         for note in plan.notes:
             say(f"Note: {note}")
+        if saving is not None:
+            say(f"Note: {saving.describe(self.arguments.config.embedding_rows)}")
 
     def _scoring_trainer(self, context: Any, folder: Path) -> Any:
         from hf_xlt.models import ModelSource

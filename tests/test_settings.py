@@ -94,6 +94,9 @@ WITHOUT_EFFECT = {
     "names of columns and of modules of optimizers that are not installed": (
         "remove_unused_columns label_names length_column_name optim_target_modules"
     ),
+    "which numbers memory holds; the result is the same, as tests/training/test_embedding_rows.py shows": (
+        "embedding_rows"
+    ),
     "for scripts of the user's own, as in the stock Trainer": "do_train do_eval do_predict",
 }
 # Per strategy: its own fields, and shared ones that need other circumstances or have a reason.

@@ -37,6 +37,8 @@ from hf_xlt.errors import ConfigError, RunError
 if TYPE_CHECKING:
     from transformers import Trainer
 
+    from hf_xlt.modelling.seen_rows import SeenRows
+
 _NOT_FINITE = -1
 
 
@@ -307,6 +309,12 @@ class CheckpointAveragingCallback(TrainerCallback):
             with torch.no_grad():
                 for name, value in before.items():
                     weights[name].copy_(value)
+
+    def widen(self, rows: SeenRows) -> None:
+        """Let the average hold the whole word embedding, of which training held some rows."""
+        means = self._average.means
+        if rows.name in means:
+            means[rows.name] = rows.whole(means[rows.name]).to(self._average.device)
 
     def _agreed_count(self, args: TrainingArguments) -> int:
         """Return the number of snapshots, or that they are not finite, as the first process knows it."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from transformers import TrainingArguments
 
 from hf_xlt.errors import ConfigError
+from hf_xlt.training.embedding_rows import settings_problem
 from hf_xlt.training.stock_settings import check_mappings
 
 
@@ -39,6 +40,14 @@ class XLTConfig(TrainingArguments):
         metadata={"help": "Replace non-finite losses in the log by the running mean. Off, so that they are seen."},
     )
 
+    embedding_rows: Literal["all", "seen"] = field(
+        default="all",
+        metadata={
+            "help": "Rows of the word embeddings that training holds and updates: `all`, or of the tokens `seen` in "
+            "what it trains and selects on. The result is the same; large vocabularies take less memory and time."
+        },
+    )
+
     def __post_init__(self) -> None:
         """Validate, then let `TrainingArguments` resolve devices and schedules."""
         if self.enable_jit_checkpoint:
@@ -53,7 +62,8 @@ class XLTConfig(TrainingArguments):
             )
         if self.batch_eval_metrics:
             raise ConfigError("`batch_eval_metrics` is not supported: languages are scored whole. Leave it off.")
-        problems = _range_problems(self)
+        rows = settings_problem(self)
+        problems = [*_range_problems(self), *([rows] if rows else [])]
         if problems:
             raise ConfigError(f"{'; '.join(problems)}.")
         check_mappings(self)

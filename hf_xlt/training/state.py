@@ -18,6 +18,8 @@ from transformers.trainer_callback import ExportableState
 
 from hf_xlt.errors import RunError
 from hf_xlt.files import write_json
+from hf_xlt.modelling.seen_rows import SeenRows
+from hf_xlt.training.embedding_rows import check_same_setting
 from hf_xlt.training.interruption import InterruptionCallback
 
 if TYPE_CHECKING:
@@ -56,7 +58,13 @@ class ExtraState(TrainerCallback):
 
     def _parts(self) -> dict[str, Any]:
         callbacks = self.trainer.callback_handler.callbacks
-        return {"strategy": self.trainer, **{cb.state_name: cb for cb in callbacks if isinstance(cb, Stateful)}}
+        rows = self.trainer.embedding_rows
+        held = {} if rows is None else {rows.state_name: rows}
+        return {
+            "strategy": self.trainer,
+            **held,
+            **{cb.state_name: cb for cb in callbacks if isinstance(cb, Stateful)},
+        }
 
     def _exportable(self) -> dict[str, Any]:
         callbacks = self.trainer.callback_handler.callbacks
@@ -88,11 +96,15 @@ class ExtraState(TrainerCallback):
         """Restore, now that the optimizer exists.
 
         Raises:
-            RunError: the extra state is of another update than the checkpoint.
+            RunError: the extra state is of another update than the checkpoint, or of other rows of word embeddings.
         """
-        if self.folder is None or not (self.folder / VALUES_NAME).is_file():
+        if self.folder is None:
             return
-        saved = json.loads((self.folder / VALUES_NAME).read_text(encoding="utf-8"))
+        path = self.folder / VALUES_NAME
+        saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        check_same_setting(saved is not None and SeenRows.state_name in saved["values"], self.trainer.embedding_rows)
+        if saved is None:
+            return
         if saved["global_step"] != state.global_step:
             raise RunError(f"`{self.folder.name}` holds the state of another update; resume from an earlier one.")
         tensors = load_file(self.folder / TENSORS_NAME)

@@ -23,8 +23,10 @@ from transformers.utils import logging
 
 from hf_xlt.errors import ConfigError, RunError
 from hf_xlt.languages import find_same
+from hf_xlt.modelling.seen_rows import SeenRows
 from hf_xlt.training.checkpoints import newest_complete, rotate, seal, unseal
 from hf_xlt.training.config import XLTConfig
+from hf_xlt.training.embedding_rows import check_trainer, cut_for_training
 from hf_xlt.training.languages import example_lengths, join_languages, language_metrics, names_beside_logits
 from hf_xlt.training.loaders import EndlessLoader, concatenate_batches
 from hf_xlt.training.losses import (
@@ -134,7 +136,9 @@ class XLTTrainer(ReloadingTrainer):
         self.window: UpdateWindow | None = None
         self._extra_state = ExtraState(self)
         self._ran_dry = False
+        self.embedding_rows: SeenRows | None = None
         self.add_callback(self._extra_state)
+        check_trainer(self)
 
     def _check_alone(self, config: Any, arguments: Mapping[str, Any]) -> None:
         """Refuse what only the phases of a run carry out; `arguments` are the trainer's own."""
@@ -170,11 +174,16 @@ class XLTTrainer(ReloadingTrainer):
             resume_from_checkpoint = str(newest)
         self._extra_state.resume_from(resume_from_checkpoint)
         self._ran_dry = False
-        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        with cut_for_training(self) as self.embedding_rows:
+            output = self._train_rows(resume_from_checkpoint, *args, **kwargs)
         stopped = check_made(self.state, self.control, self._ran_dry)
         if stopped and self.is_world_process_zero() and not self._extra_state.interrupted():
             logger.warning(stopped)
         return output
+
+    def _train_rows(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as `Trainer.train`, on the rows of word embeddings that are held meanwhile."""
+        return super().train(*args, **kwargs)
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple:
         """Count updates as `Trainer` does, from a loader that has at least one batch."""

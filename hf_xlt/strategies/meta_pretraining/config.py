@@ -272,4 +272,9 @@ REFUSALS = (
         lambda config: config.use_liger_kernel,
         "`use_liger_kernel` is not supported: it replaces the output layer that computes the loss. Leave it off.",
     ),
+    Refusal(
+        lambda config: config.embedding_rows == "seen",
+        "`embedding_rows` seen is not supported: masked language modelling puts any token of the vocabulary in, and "
+        "predicts any. Leave it at all.",
+    ),
 )

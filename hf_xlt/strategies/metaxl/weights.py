@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from hf_xlt.modelling.seen_rows import places_in
+
 Result = TypeVar("Result")
 Weights = dict[str, Tensor]
 
@@ -74,16 +76,17 @@ class TrainableWeights:
         self.embedding_name, self._embedding = embedding or (None, None)
         if embedding is not None:
             weight = self._embedding.weight
-            seen = torch.zeros(weight.shape[0], dtype=torch.int32, device=weight.device)
+            seen = torch.zeros(self._embedding.num_embeddings, dtype=torch.int32, device=weight.device)
             for batch in batches:
                 seen[batch["input_ids"].reshape(-1)] = 1
             self.rows = over_processes(seen).nonzero().reshape(-1)
+            self.places = places_in(weight, self.rows)
 
     def leaves(self) -> Weights:
         """Return θ to differentiate by: the parameters themselves, and (N, D) of the word embedding."""
         leaves = dict(self.parameters)
         if self.embedding_name is not None:
-            leaves[self.embedding_name] = self._embedding.weight.detach()[self.rows].requires_grad_()
+            leaves[self.embedding_name] = self._embedding.weight.detach()[self.places].requires_grad_()
         return leaves
 
     def call(self, weights: Weights, function: Callable[[], Result]) -> Result:
@@ -128,5 +131,5 @@ class TrainableWeights:
             gradient = gradients.get(name)
             if gradient is not None and name == self.embedding_name:
                 rows = gradient.to(parameter.dtype)
-                gradient = torch.zeros_like(parameter).index_copy_(0, self.rows, rows)
+                gradient = torch.zeros_like(parameter).index_copy_(0, self.places, rows)
             parameter.grad = None if gradient is None else gradient.to(parameter.dtype)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_xlt.modelling.seen_rows import whole_weight
+
 _PLACEHOLDER = re.compile(r"\[?<?unused_?\d+>?\]?", re.IGNORECASE)
 # Below this a shift per coordinate is largely lost when it is added to 16-bit embeddings of usual scale.
 _SMALLEST_16_BIT_SHIFT = 1e-3
@@ -51,7 +53,7 @@ def mean_embedding_norm(embedding: nn.Module, tokenizer: Any) -> float:
 
     Modules that scale their rows (Gemma, BioGPT) give other vectors than their weight (V, D) holds.
     """
-    weight = embedding.weight
+    weight = whole_weight(embedding.weight)
     rows = weight if type(embedding) is nn.Embedding else _outputs(embedding)
     norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.promote_types(rows.dtype, torch.float32))
     return norms.cpu().double()[text_rows(weight.shape[0], tokenizer)].mean().item()

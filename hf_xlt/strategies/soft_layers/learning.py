@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_xlt.errors import ConfigError
+from hf_xlt.modelling.seen_rows import with_whole_norm
 from hf_xlt.strategies.soft_layers import audit
 from hf_xlt.strategies.soft_layers.episodes import Episode
 from hf_xlt.strategies.soft_layers.learner import GateLearner
@@ -182,12 +183,14 @@ class Learning:
         """Return the norm of query gradient times that of the ungated update, by group; 1 where either is 0."""
         count = len(gates)
         if self.episode.start is not None:
-            pairs = zip(self._current(), self.episode.start, strict=True)
-            moved = group_products(*[[end - start for end, start in pairs]] * 2, self.index, count) / gates**2
+            trios = zip(self._current(), self.episode.start, self.parameters, strict=True)
+            moves = [with_whole_norm(end - start, parameter) for end, start, parameter in trios]
+            moved = group_products(moves, moves, self.index, count) / gates**2
         else:
             moved = torch.zeros(count, dtype=torch.float64)
-            for update, group in zip(self._updates(), self.index, strict=True):
+            for update, group, parameter in zip(self._updates(), self.index, self.parameters, strict=True):
                 if update is not None:
+                    update = with_whole_norm(update, parameter)
                     moved += group_products([update], [update], [group], count)
         sizes = (group_products(query, query, self.index, count) * moved).sqrt()
         return torch.where(torch.isfinite(sizes) & (sizes > 0), sizes, 1.0)

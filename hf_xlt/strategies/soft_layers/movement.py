@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_xlt.modelling.seen_rows import with_whole_norm
+
 
 def relative_displacements(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], members: Mapping[str, Sequence[str]]
@@ -29,8 +31,8 @@ def relative_displacements(
             start = before.get(name)
             now = after[name].detach()
             start = now if start is None else start.to(now.device)
-            moved += float(torch.sum((now - start) ** 2, dtype=torch.float64))
-            size += float(torch.sum(start**2, dtype=torch.float64))
+            moved += float(torch.sum(with_whole_norm(now - start, after[name]) ** 2, dtype=torch.float64))
+            size += float(torch.sum(with_whole_norm(start, after[name]) ** 2, dtype=torch.float64))
         found[group] = (moved / size) ** 0.5 if size > 0 else None
     return found
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from hf_xlt.modelling.seen_rows import with_whole_norm
 from hf_xlt.strategies.soft_layers.groups import EMBEDDINGS, WORD_EMBEDDINGS, layer_number
 
 
@@ -69,7 +70,9 @@ def auto_rgn(groups: Sequence[Sequence[Tensor]], gradients: Mapping[int, Tensor 
     for members in groups:
         found = [gradients.get(id(member)) for member in members]
         gradient = sum(float(torch.sum(g * g, dtype=torch.float64)) for g in found if g is not None) ** 0.5
-        weight = sum(float(torch.sum(p.detach() ** 2, dtype=torch.float64)) for p in members) ** 0.5
+        weight = (
+            sum(float(torch.sum(with_whole_norm(p, p).detach() ** 2, dtype=torch.float64)) for p in members) ** 0.5
+        )
         ratios.append(gradient / weight if weight > 0 else 0.0)
     largest = max(ratios, default=0.0)
     return [ratio / largest if largest > 0 else 1.0 for ratio in ratios]

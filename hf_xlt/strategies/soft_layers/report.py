@@ -59,6 +59,13 @@ def final_gates(trainer: SoftLayerSelectionTrainer) -> list[float]:
     return [used.get(name, 1.0) for name in setup.gated]
 
 
+def movement_of(trainer: SoftLayerSelectionTrainer) -> dict[str, dict[str, Any]]:
+    """Return how far each layer group went from where training started, JSON-able."""
+    gates = dict(zip(trainer.setup.gated, (round(value, 6) for value in final_gates(trainer)), strict=True))
+    weights = dict(trainer.model.named_parameters())
+    return movement(trainer.start, weights, trainer.setup.groups.members, gates, trainer.args.learning_rate)
+
+
 def describe(trainer: SoftLayerSelectionTrainer) -> dict[str, Any]:
     """Return the facts for the record, JSON-able."""
     setup, config = trainer.setup, trainer.args
@@ -69,11 +76,8 @@ def describe(trainer: SoftLayerSelectionTrainer) -> dict[str, Any]:
         "mean_gate": round(sum(values) / len(values), 6),
         "learned_here": trainer.learning is not None,
     }
-    if trainer.start is not None:
-        weights = dict(trainer.model.named_parameters())
-        facts["movement"] = movement(
-            trainer.start, weights, setup.groups.members, facts["gates"], config.learning_rate
-        )
+    if trainer.movement is not None:
+        facts["movement"] = trainer.movement
     if setup.frozen:
         facts["frozen_groups"] = list(setup.frozen)
     file = gates_file(trainer)

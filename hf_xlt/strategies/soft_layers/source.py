@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_xlt.errors import ConfigError
+from hf_xlt.modelling.seen_rows import with_whole_norm
 from hf_xlt.strategies.soft_layers import profiles
 from hf_xlt.strategies.soft_layers.gates import FEATURES, Gates
 from hf_xlt.strategies.soft_layers.groups import matches
@@ -123,14 +124,15 @@ def features_of(
     squares = {"gradient": 0.0, "weight": 0.0, "momentum": 0.0, "product": 0.0}
     for member in members:
         gradient = member.grad
-        squares["weight"] += float(torch.sum(member.detach() ** 2, dtype=torch.float64))
+        squares["weight"] += float(torch.sum(with_whole_norm(member, member).detach() ** 2, dtype=torch.float64))
         if gradient is None:
             continue
         squares["gradient"] += float(torch.sum(gradient**2, dtype=torch.float64))
         state = momenta.get(member, {})
         momentum = state.get("exp_avg", state.get("momentum_buffer"))
         if momentum is not None:
-            squares["momentum"] += float(torch.sum(momentum**2, dtype=torch.float64))
+            whole = with_whole_norm(momentum, member)
+            squares["momentum"] += float(torch.sum(whole**2, dtype=torch.float64))
             squares["product"] += float(torch.sum(momentum * gradient, dtype=torch.float64))
     gradient, weight = squares["gradient"] ** 0.5, squares["weight"] ** 0.5
     norms = gradient * squares["momentum"] ** 0.5

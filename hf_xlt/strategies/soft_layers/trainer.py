@@ -28,7 +28,7 @@ from hf_xlt.strategies.soft_layers.meta_gradient import check_differentiable
 from hf_xlt.strategies.soft_layers.query import AUXILIARY
 from hf_xlt.strategies.soft_layers.rates import check_optimizer
 from hf_xlt.strategies.soft_layers.replay import MicroBatch
-from hf_xlt.strategies.soft_layers.report import describe, leave_gates
+from hf_xlt.strategies.soft_layers.report import describe, leave_gates, movement_of
 from hf_xlt.strategies.soft_layers.setup import GateSetup
 from hf_xlt.strategies.soft_layers.source import ComputedGates
 from hf_xlt.training.trainer import XLTTrainer
@@ -45,6 +45,7 @@ class SoftLayerSelectionTrainer(XLTTrainer):
         learning: what learns them; None while they are known.
         start: copies on the CPU of the trained weights before the first update; None before training, and while gates
             are learned for another model or with a copy of the weights at hand.
+        movement: how far each layer group went; None where there is no `start`.
 
     Raises:
         ConfigError: there are no auxiliary data to learn from, no group has a gate, given gates are of other groups,
@@ -78,6 +79,7 @@ class SoftLayerSelectionTrainer(XLTTrainer):
         self.gated: GatedOptimizer | None = None
         self.learning: Learning | None = None
         self.start: dict[str, Tensor] | None = None
+        self.movement: dict[str, Any] | None = None
         if self.setup.learns:
             if not self.role_datasets.get(AUXILIARY):
                 raise ConfigError(
@@ -133,9 +135,6 @@ class SoftLayerSelectionTrainer(XLTTrainer):
         Raises:
             RunError: as there, or the checkpoint is of a run without gates.
         """
-        if self.start is None and self._tells_movement():
-            trained = ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
-            self.start = {name: weight.detach().to("cpu", copy=True) for name, weight in trained}
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except ValueError as error:
@@ -145,6 +144,16 @@ class SoftLayerSelectionTrainer(XLTTrainer):
                 "the checkpoint's optimizer has other parameter groups than one per layer group: it is of a run "
                 "without gates or with other groups. Start anew in another `output_dir`."
             ) from error
+
+    def _train_rows(self, *args: Any, **kwargs: Any) -> Any:
+        if self.start is None and self._tells_movement():
+            trained = ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
+            self.start = {name: weight.detach().to("cpu", copy=True) for name, weight in trained}
+        output = super()._train_rows(*args, **kwargs)
+        if self.start is not None:
+            # Now, while the word embedding holds the rows that its copy holds.
+            self.movement = movement_of(self)
+        return output
 
     def _tells_movement(self) -> bool:
         # Learning holds one copy of the weights at the most, and its model is thrown away unless it is online.

@@ -12,6 +12,7 @@ from hf_xlt.registry import Refusal
 from hf_xlt.strategies.soft_layers.checks import choice_problems, is_number
 from hf_xlt.training.config import XLTConfig
 from hf_xlt.training.dependent import dependent, unused_problems
+from hf_xlt.training.embedding_rows import optimizer_problem
 
 ALL, HEAD = "all", "head"
 
@@ -108,6 +109,8 @@ class XMAMLConfig(XLTConfig):
     def __post_init__(self) -> None:
         """Validate the meta-learning's settings together, then the rest."""
         problems = choice_problems(self, XMAMLConfig) + _problems(self)
+        rows = optimizer_problem(self.meta_optimizer, "meta_optimizer") if self.embedding_rows == "seen" else None
+        problems += [rows] if rows else []
         if problems:
             raise ConfigError(f"{'; '.join(problems)}.")
         super().__post_init__()
