@@ -1,8 +1,8 @@
 """Which attention kernel a run trains with on a CPU, where the user chose none.
 
-Measured (`benchmarks/attention.py`, docs/results.md): in bfloat16 an update of a BERT-like encoder takes 9 to 24 % less
-time with eager attention than with `scaled_dot_product_attention` at 32 to 128 tokens. In float32 the two differ by no
-more than 2 % there, and scoring gains nothing in either.
+Measured (`benchmarks/attention.py`, docs/results.md): in bfloat16 an update of a BERT-like encoder takes 9 to 24 %
+less time with eager attention than with `scaled_dot_product_attention` at 32 to 128 tokens. In float32 the two differ
+by no more than 2 % there, and scoring gains nothing in either.
 """
 
 from __future__ import annotations
