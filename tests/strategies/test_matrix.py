@@ -27,6 +27,7 @@ QUICK = (
     ("text-classification", "gemma3", "metaxl"),
     ("text-classification", "gemma3", "soft-layers"),
     ("text-classification", "albert", "soft-layers"),
+    ("text-classification", "qwen3_5", "robust rs_rp"),
     ("text-classification", "zamba2", "lora"),
     ("question-answering", "t5", "lora"),
     ("question-answering", "qwen3", "averaging"),
