@@ -104,7 +104,7 @@ _PARTS = ("text_config", "vision_config", "encoder", "decoder")
 
 def make_config(kind: str, **changes: Any) -> Any:
     """A config of two layers of width 32 and the vocabulary of the tiny tokenizer."""
-    return AutoConfig.for_model(kind, **_small(AutoConfig.for_model(kind), _OWN.get(kind, {})), **changes)
+    return AutoConfig.for_model(kind, **{**_small(AutoConfig.for_model(kind), _OWN.get(kind, {})), **changes})
 
 
 def _small(plain: Any, own: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from hf_xlt.models import ModelSource
     from hf_xlt.tasks import Task
 
+_SPARSE = (
+    "block-sparse attention turns into full attention at the first short batch, and draws random numbers for it: a "
+    "resumed run is not equal to one in one go, bit by bit. Set `attention_type` to `original_full` in its config for "
+    "that."
+)
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -64,6 +70,9 @@ def fit_tokenizer(source: ModelSource, task: Task, asked: int | None, resize: bo
     longest = allowed_length(wanted, tokenizer, limits)
     if longest < wanted:
         notes.append(_cut_note(wanted, longest, tokenizer, asked is not None))
+    # BigBird and BigBird-Pegasus name it so.
+    if getattr(config, "attention_type", None) == "block_sparse":
+        notes.append(_SPARSE)
     return Fitted(source, tokenizer, longest, tuple(notes))
 
 

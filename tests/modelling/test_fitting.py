@@ -150,6 +150,12 @@ def test_a_model_without_a_padding_token_gets_one(dry, go, tmp_path):
         assert {entry["label"] for entry in scores} <= set(CLASSES)
 
 
+@pytest.mark.parametrize("attention", ["block_sparse", "original_full"])
+def test_attention_that_changes_under_way_is_told_of(attention, go, tmp_path):
+    code, _, text, _ = go(save_model("big_bird", tmp_path / "model", attention_type=attention))
+    assert code == 0 and ("not equal to one in one go" in text) == (attention == "block_sparse")
+
+
 def test_a_model_with_nothing_to_pad_with_is_refused_before_the_output_is_claimed(go, tmp_path):
     folder = save_decoder(tmp_path / "model")
     edit(folder / "tokenizer_config.json", eos_token=None, unk_token=None)
