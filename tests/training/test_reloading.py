@@ -31,6 +31,8 @@ RENAMED = (
     "nomic_bert",
     "jina_embeddings_v3",
 )
+# It seeds the generators anew from outside in every training pass, which a run tells.
+UNREPEATABLE = {"reformer"}
 
 
 def folder_of(kind, root):
@@ -116,7 +118,7 @@ def test_so_do_adapters(kind, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", sorted(set(WHOLE_LIBRARY["text-classification"]) - set(RENAMED)))
+@pytest.mark.parametrize("kind", sorted(set(WHOLE_LIBRARY["text-classification"]) - set(RENAMED) - UNREPEATABLE))
 def test_every_architecture_resumes_and_selects(kind, tmp_path):
     try:
         make_trainer(ModelSource(str(folder_of(kind, tmp_path)), None, pad_token_id=0), tmp_path / "try").train()
