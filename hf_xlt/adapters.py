@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_xlt.averaging.heads import body_modules
 from hf_xlt.errors import ConfigError, close_match
-from hf_xlt.randomness import derive_seed
+from hf_xlt.randomness import derive_seed, generators
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,12 +86,11 @@ def wrap(
         base_model_name_or_path=model.name_or_path or None,
         revision=getattr(model.config, "_commit_hash", None),
     )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with generators(torch.device("cpu"), derive_seed(seed, "lora")), warnings.catch_warnings():
         # peft 0.21 asks for an attribute that transformers 5.23 has renamed.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         # It finds out by itself that the weights of `Conv1D` lie transposed.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning)
-        torch.default_generator.manual_seed(derive_seed(seed, "lora"))
         adapted = AdaptedModel(model, config)
     # peft keeps a set, whose order would differ from file to file.
     config.target_modules = sorted(config.target_modules)

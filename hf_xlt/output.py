@@ -79,6 +79,23 @@ def claim_output(folder: Path, *, overwrite: bool) -> tuple[str, ...]:
     return tuple(path.relative_to(folder).as_posix() for path in others)
 
 
+def withdraw(folder: Path, made: bool) -> None:
+    """Give a claimed directory back where a run has left nothing there but its record.
+
+    Args:
+        folder: the output directory.
+        made: whether the run made it, and so takes it away.
+    """
+    left = [path for path in folder.rglob("*") if not path.is_dir()]
+    if left != [folder / RECORD_NAME]:
+        return
+    left[0].unlink()
+    for place in sorted(folder.rglob("*"), reverse=True):
+        place.rmdir()
+    if made:
+        folder.rmdir()
+
+
 def kept_note(folder: Path, others: Sequence[str]) -> list[str]:
     """Say what stays in a folder whose run is deleted; nothing where all of it was the run's."""
     named = ", ".join(f"`{name}`" for name in others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")

@@ -6,7 +6,8 @@ line, the help, the cards and the contract test read nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -91,6 +92,8 @@ class Strategy:
         trains_on: role of the examples that its main loader goes through, from the config.
         notes: what a card must say of the implementation's relation to the paper.
         check_data: refuses a plan's data that the config cannot be used with, with a `ConfigError`.
+        trial: what it does to a model around the forward pass that tries one before anything is written, from the
+            model, the config and a batch; a model that it cannot train raises a `ConfigError` there.
     """
 
     name: str
@@ -115,6 +118,9 @@ class Strategy:
     trains_on: Callable[[Any], str] = lambda config: "source"
     notes: str = ""
     check_data: Callable[[Any, Any], None] = lambda config, plan: None
+    trial: Callable[[Any, Any, Mapping[str, Any]], AbstractContextManager[Any]] = lambda model, config, batch: (
+        nullcontext()
+    )
 
     @property
     def uses_shots(self) -> bool:

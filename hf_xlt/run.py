@@ -21,7 +21,7 @@ from hf_xlt.data.roles import TRAINING, DataPlan
 from hf_xlt.errors import ConfigError, Interrupted, reports_errors
 from hf_xlt.generalized_results import GeneralizedResults
 from hf_xlt.launch import check_launch, is_first_process, set_threads
-from hf_xlt.output import check_space, claim_output, inspect_output, kept_note, write_card
+from hf_xlt.output import check_space, claim_output, inspect_output, kept_note, withdraw, write_card
 from hf_xlt.parsing import parse_arguments
 from hf_xlt.planning import describe_plan, of_adapter, plan_values, planned_snapshots
 from hf_xlt.record import FINISHED, INTERRUPTED, TRAINED, RunRecord
@@ -93,6 +93,7 @@ class Run:
         if arguments.run.resume and "output_dir" not in arguments.explicit:
             raise ConfigError("`--resume` needs `--output-dir`: the directory of the run to continue.")
         self.before = inspect_output(self.folder, resume=arguments.run.resume, overwrite=arguments.run.overwrite)
+        self.made = False
         self.started = time.monotonic()
         self.hub = _take_hub_settings(arguments.config)
         if self.hub is not None and arguments.embedded:
@@ -137,7 +138,8 @@ class Run:
         model = context.load_model(None)
         complete_hardware(record, arguments, threads, model)
         self._announce(record, prepared, saving_of_run(model, context, self._averages()))
-        try_model(model, context.tokenizer, first_rows(context.training), context.task, arguments.config)
+        rows, trial = first_rows(context.training), context.strategy.trial
+        try_model(model, context.tokenizer, rows, context.task, arguments.config, trial)
         del model
         if is_first_process():
             self._claim_output(record)
@@ -147,6 +149,10 @@ class Run:
         except Interrupted as error:
             self._keep(record, INTERRUPTED)
             raise Interrupted(f"{error} To resume: {self._resume_command()}") from error
+        except ConfigError:
+            if is_first_process() and self.before is None:
+                withdraw(self.folder, self.made)
+            raise
         record.phases = ledger.done
         self._keep(record, TRAINED)
         if trainer is None or arguments.peft.peft:
@@ -173,6 +179,7 @@ class Run:
         averages = self.arguments.average.average
         snapshots = planned_snapshots(self.arguments, self.plan)
         check_space(self.folder, record.model["parameters"], saves, overwrite, trainable, averages, snapshots)
+        self.made = not self.folder.exists()
         for note in kept_note(self.folder, claim_output(self.folder, overwrite=overwrite)):
             say(note)
         if self.before is None:

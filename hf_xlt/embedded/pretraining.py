@@ -51,6 +51,7 @@ from hf_xlt.embedded.phrases import (
 from hf_xlt.embedded.probe import accuracy, finetune, linear_schedule, mean_pool, retrieval_accuracy
 from hf_xlt.embedded.tokenizer import MAXIMUM_LENGTH, SPECIAL_TOKENS, tokenizer_lines, train_tokenizer
 from hf_xlt.errors import ConfigError, reports_errors
+from hf_xlt.randomness import generators
 
 STEPS, BATCH_SIZE = 1600, 64
 WARMUP_SHARE = 1 / 16
@@ -66,6 +67,8 @@ BUCKET_BATCHES = 20
 # English development accuracy of one encoder, mean and deviation of five fine-tuning seeds: 70.7 +/- 1.6 without
 # dropout, 71.4 +/- 1.7 with 0.1, 72.1 +/- 3.0 with 0.2.
 FINETUNING_DROPOUT = 0.1
+
+_CPU = torch.device("cpu")
 
 logger = logging.getLogger(__name__)
 
@@ -205,29 +208,29 @@ def pretrain(
     Returns:
         The model with its language-modelling head, and its losses.
     """
-    torch.manual_seed(seed)
-    model = AutoModelForMaskedLM.from_config(encoder_config(tokenizer), attn_implementation="eager").train()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=BETAS, fused=True
-    )
-    sampler = PairSampler(generator, tokenizer, seed)
-    masked_batches = sampler.masked_batches()
-    order = random.Random(seed)
-    history = LossHistory()
-    warmup = max(1, round(steps * WARMUP_SHARE))
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * linear_schedule(step, steps, warmup)
-        if order.random() < CONTRASTIVE_SHARE:
-            loss, losses = contrastive_loss(model, sampler.contrastive_batch()), history.contrastive
-        else:
-            loss, losses = masked_loss(model, next(masked_batches), tokenizer.mask_token_id), history.masked
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.item())
-    return model.eval(), history
+    with generators(_CPU, seed):
+        model = AutoModelForMaskedLM.from_config(encoder_config(tokenizer), attn_implementation="eager").train()
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=BETAS, fused=True
+        )
+        sampler = PairSampler(generator, tokenizer, seed)
+        masked_batches = sampler.masked_batches()
+        order = random.Random(seed)
+        history = LossHistory()
+        warmup = max(1, round(steps * WARMUP_SHARE))
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = LEARNING_RATE * linear_schedule(step, steps, warmup)
+            if order.random() < CONTRASTIVE_SHARE:
+                loss, losses = contrastive_loss(model, sampler.contrastive_batch()), history.contrastive
+            else:
+                loss, losses = masked_loss(model, next(masked_batches), tokenizer.mask_token_id), history.masked
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            losses.append(loss.item())
+        return model.eval(), history
 
 
 def save_encoder(model: ModernBertForMaskedLM, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
@@ -256,10 +259,10 @@ def figures_of(directory: Path, tokenizer: PreTrainedTokenizerBase, generator: P
     """
     encoder = AutoModelForMaskedLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
     retrieval = development_retrieval(encoder, tokenizer, generator)
-    torch.manual_seed(0)
-    classifier = AutoModelForSequenceClassification.from_pretrained(
-        directory, num_labels=len(LABELS), dtype=torch.float32, attn_implementation="eager"
-    )
+    with generators(_CPU, 0):
+        classifier = AutoModelForSequenceClassification.from_pretrained(
+            directory, num_labels=len(LABELS), dtype=torch.float32, attn_implementation="eager"
+        )
     finetune(classifier, tokenizer, phrase_rows("train", SOURCE_LANGUAGE, TRAINING_PHRASES, generator=generator))
     development = phrase_rows("validation", SOURCE_LANGUAGE, DEVELOPMENT_PHRASES, generator=generator)
     return accuracy(classifier, tokenizer, development), retrieval

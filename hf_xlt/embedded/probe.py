@@ -13,6 +13,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_xlt.embedded.phrases import CALENDAR_KINDS, LABELS, PhraseGenerator, PhraseSpec
+from hf_xlt.randomness import generators
 
 STEPS, BATCH_SIZE, WARMUP_STEPS, LEARNING_RATE = 180, 32, 20, 5e-4
 
@@ -55,24 +56,24 @@ def finetune(
     Returns:
         The model given.
     """
-    torch.manual_seed(seed)
-    rng = random.Random(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01, fused=True)
-    queue: list[dict] = []
-    model.train()
-    for step in range(steps):
-        if len(queue) < BATCH_SIZE:
-            queue = rng.sample(rows, len(rows))
-        batch, queue = queue[:BATCH_SIZE], queue[BATCH_SIZE:]
-        inputs = tokenizer([row["text"] for row in batch], padding=True, return_tensors="pt")
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * linear_schedule(step, steps, WARMUP_STEPS)
-        loss = model(**inputs, labels=torch.tensor([row["label"] for row in batch])).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    return model.eval()
+    with generators(torch.device("cpu"), seed):
+        rng = random.Random(seed)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01, fused=True)
+        queue: list[dict] = []
+        model.train()
+        for step in range(steps):
+            if len(queue) < BATCH_SIZE:
+                queue = rng.sample(rows, len(rows))
+            batch, queue = queue[:BATCH_SIZE], queue[BATCH_SIZE:]
+            inputs = tokenizer([row["text"] for row in batch], padding=True, return_tensors="pt")
+            for group in optimizer.param_groups:
+                group["lr"] = LEARNING_RATE * linear_schedule(step, steps, WARMUP_STEPS)
+            loss = model(**inputs, labels=torch.tensor([row["label"] for row in batch])).loss
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        return model.eval()
 
 
 @torch.no_grad()

@@ -15,6 +15,16 @@ if TYPE_CHECKING:
     from hf_xlt.models import ModelSource
     from hf_xlt.tasks import Task
 
+_SPARSE = (
+    "block-sparse attention turns into full attention at the first short batch, and draws random numbers for it: a "
+    "resumed run is not equal to one in one go, bit by bit. Set `attention_type` to `original_full` in its config for "
+    "that."
+)
+_RESEEDING = (
+    "Reformer seeds the random generators anew, from outside, in each training pass: a run of it can neither be "
+    "repeated nor resumed bit by bit."
+)
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -64,7 +74,15 @@ def fit_tokenizer(source: ModelSource, task: Task, asked: int | None, resize: bo
     longest = allowed_length(wanted, tokenizer, limits)
     if longest < wanted:
         notes.append(_cut_note(wanted, longest, tokenizer, asked is not None))
+    notes += _repeating_notes(config)
     return Fitted(source, tokenizer, longest, tuple(notes))
+
+
+def _repeating_notes(config: Any) -> list[str]:
+    """Say where an architecture keeps a run from being repeated, or resumed, bit by bit."""
+    # BigBird and BigBird-Pegasus name it so.
+    sparse = getattr(config, "attention_type", None) == "block_sparse"
+    return [_SPARSE] * sparse + [_RESEEDING] * (config.model_type == "reformer")
 
 
 def tokens_of(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from hf_xlt.errors import ConfigError, one_line
@@ -20,6 +21,7 @@ def try_model(
     rows: Sequence[Mapping[str, Any]],
     task: Task,
     config: Any,
+    around: Callable[[Any, Any, Mapping[str, Any]], AbstractContextManager[Any]] = lambda *_: nullcontext(),
 ) -> None:
     """Run a model on some rows, as training would.
 
@@ -29,9 +31,11 @@ def try_model(
         rows: features of one or more examples.
         task: what the head is for, for messages.
         config: training arguments, for device and precision.
+        around: entered around the pass: what the strategy does to the model there, see `Strategy.trial`.
 
     Raises:
-        ConfigError: the pass fails, or gives other outputs than the task is scored by.
+        ConfigError: the pass fails, the strategy cannot train such a model, or the outputs are other than the task is
+            scored by.
     """
     import torch
 
@@ -49,12 +53,15 @@ def try_model(
             torch.no_grad(),
             torch.autocast(device.type, dtype=half, enabled=half is not None),
         ):
-            outputs = model.to(device).train()(**batch.to(device))
-    except (torch.OutOfMemoryError, MemoryError):
+            model.to(device).train()
+            batch = batch.to(device)
+            with around(model, config, batch):
+                outputs = model(**batch)
+    except (torch.OutOfMemoryError, MemoryError, ConfigError):
         raise
     except Exception as error:
         raise ConfigError(
-            f"{_name(model)} cannot be trained for {task.name}: it fails on the first rows of the data "
+            f"{kind_of(model)} cannot be trained for {task.name}: it fails on the first rows of the data "
             f"({type(error).__name__}: {one_line(error).rstrip('.')}). Choose another model, or another "
             "`--max-length`."
         ) from error
@@ -66,7 +73,8 @@ def first_rows(features: Any) -> list[Mapping[str, Any]]:
     return [features[number] for number in range(min(2, len(features)))]
 
 
-def _name(model: Any) -> str:
+def kind_of(model: Any) -> str:
+    """Say in words what architecture a model is of."""
     return f"a model of the kind `{model.config.model_type}`"
 
 
@@ -83,6 +91,6 @@ def _check_outputs(model: PreTrainedModel, outputs: Any, inputs: torch.Tensor, t
         if found is None or tuple(found.shape) != shape:
             given = "nothing" if found is None else f"{list(found.shape)} numbers"
             raise ConfigError(
-                f"{_name(model)} cannot be trained for {task.name}: as `{name}` it gives {given} for "
+                f"{kind_of(model)} cannot be trained for {task.name}: as `{name}` it gives {given} for "
                 f"{examples} texts of {length} tokens, and {list(shape)} are needed. Choose another model."
             )

@@ -18,11 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from hf_xlt.errors import ConfigError, Interrupted, RunError
+from hf_xlt.errors import ConfigError, Interrupted, RunError, one_line
 from hf_xlt.files import sync_file, sync_folder, write_json
 from hf_xlt.modelling.saving import save_final
+from hf_xlt.modelling.trial import kind_of
 from hf_xlt.models import ModelError, is_adapted, readable_errors
 from hf_xlt.training.averaged import add_averaging, put_average
 from hf_xlt.training.checkpoints import newest_complete, remove_incomplete, step_of
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from hf_xlt.registry import Strategy
     from hf_xlt.tasks import Task
     from hf_xlt.training.trainer import XLTTrainer
+
+# What a model raises that cannot take part in a computation.
+_UNFIT = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
 
 LEDGER_NAME = "phases.json"
 FINAL_NAME = "final"
@@ -356,6 +361,14 @@ def _train(trainer: XLTTrainer, phase: RunPhase, folder: Path, resume: bool) -> 
     start = time.monotonic()
     try:
         output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except _UNFIT as error:
+        ours = isinstance(error, (ConfigError, RunError, torch.OutOfMemoryError, torch.AcceleratorError))
+        if ours or checkpoint or trainer.state.global_step or trainer.args.world_size > 1:
+            raise
+        raise ConfigError(
+            f"{kind_of(trainer.bare_model())} cannot be trained by {type(trainer).__name__}: the first update fails "
+            f"({type(error).__name__}: {one_line(error).rstrip('.')}). Choose another model or another `--strategy`."
+        ) from error
     finally:
         # A signal from here on stops at once: there is nothing left to save.
         _end_of_training(trainer)

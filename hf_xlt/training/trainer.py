@@ -122,6 +122,8 @@ class XLTTrainer(ReloadingTrainer):
                 f"one process sees {self.args.n_gpu} GPUs. Start one process per GPU with `accelerate launch` or "
                 "`torchrun`, or show it a single one with CUDA_VISIBLE_DEVICES."
             )
+        # A class that passes labels on among others (Qwen 3.5) does not name them, and the stock Trainer drops them.
+        self.label_names = self.label_names or ["labels"]
         # Counting units and scaling is done below; the model is never given `num_items_in_batch`.
         self.model_accepts_loss_kwargs = False
         check_label_smoothing(self.args, getattr(self.model, "config", None), self.label_names)

@@ -150,6 +150,19 @@ def test_a_model_without_a_padding_token_gets_one(dry, go, tmp_path):
         assert {entry["label"] for entry in scores} <= set(CLASSES)
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes", "told"),
+    [
+        ("big_bird", {"attention_type": "block_sparse"}, "not equal to one in one go"),
+        ("big_bird", {}, None),
+        ("reformer", {}, "neither be repeated nor resumed"),
+    ],
+)
+def test_what_cannot_be_repeated_bit_by_bit_is_told(kind, changes, told, go, tmp_path):
+    code, _, text, _ = go(save_model(kind, tmp_path / "model", **changes))
+    assert code == 0 and ("bit by bit" in text) == (told is not None) and (told or "") in text
+
+
 def test_a_model_with_nothing_to_pad_with_is_refused_before_the_output_is_claimed(go, tmp_path):
     folder = save_decoder(tmp_path / "model")
     edit(folder / "tokenizer_config.json", eos_token=None, unk_token=None)

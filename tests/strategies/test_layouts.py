@@ -1,10 +1,14 @@
 """Where methods act on layouts other than BERT's: final norms, nested configs; and what they draw."""
 
+import ast
 import json
 import math
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
+from tiny import make_model, make_rows, make_tokenizer, same_weights
 from torch import nn
 from transformers import (
     AlbertConfig,
@@ -22,8 +26,11 @@ from transformers import (
     T5Model,
 )
 
+import hf_xlt
 from hf_xlt.averaging.compatibility import check_configs
 from hf_xlt.averaging.heads import head_parameters, read_head
+from hf_xlt.embedded.phrases import LABELS
+from hf_xlt.embedded.probe import BATCH_SIZE, finetune
 from hf_xlt.errors import ConfigError
 from hf_xlt.randomness import generators
 from hf_xlt.strategies.metaxl.placement import find_module
@@ -33,6 +40,7 @@ from hf_xlt.strategies.soft_layers import SoftLayerSelectionConfig
 from hf_xlt.strategies.soft_layers.groups import find_groups
 from hf_xlt.strategies.soft_layers.setup import GateSetup
 
+SEEDERS = ("torch.manual_seed", "torch.seed", "np.random.seed", "numpy.random.seed", "random.seed")
 SIZES = {
     "vocab_size": 40,
     "hidden_size": 16,
@@ -71,6 +79,41 @@ def test_a_guarded_block_draws_from_its_seed_and_leaves_no_trace():
     assert torch.equal(torch.get_rng_state(), before)
     with generators(device, 3):
         assert torch.equal(torch.rand(2), first)
+
+
+def _seeds_all(call):
+    """Say whether a call seeds a global generator: of torch, of NumPy or of the standard library."""
+    name = ast.unparse(call.func)
+    device = name.startswith("torch.") and name.endswith((".manual_seed", ".manual_seed_all"))
+    return name in SEEDERS or (device and ".Generator(" not in name)
+
+
+def test_no_file_but_that_of_the_guard_seeds_a_global_generator():
+    package = Path(hf_xlt.__file__).parent
+    seeding = {
+        f"{path.relative_to(package)}:{node.lineno}"
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if path.name != "randomness.py" and isinstance(node, ast.Call) and _seeds_all(node)
+    }
+    assert not seeding
+    assert all(_seeds_all(ast.parse(f"{name}(0)").body[0].value) for name in (*SEEDERS, "torch.cuda.manual_seed_all"))
+    assert not _seeds_all(ast.parse("torch.Generator().manual_seed(0)").body[0].value)
+
+
+def test_the_bare_loop_draws_as_it_always_did_and_leaves_no_trace():
+    rows = make_rows("en", BATCH_SIZE, 0)
+    trained = [make_model(hidden_dropout_prob=0.5, num_labels=len(LABELS)) for _ in range(2)]
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    finetune(trained[0], make_tokenizer(), rows, steps=2, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    with torch.random.fork_rng(devices=[]), pytest.MonkeyPatch.context() as patch:
+        # The global generator seeded, as the recorded figures were made.
+        patch.setattr("hf_xlt.embedded.probe.generators", lambda device, seed: nullcontext())
+        torch.manual_seed(3)
+        finetune(trained[1], make_tokenizer(), rows, steps=2, seed=3)
+    assert same_weights(*trained)
 
 
 def test_the_guard_knows_no_device_by_name(monkeypatch):

@@ -6,7 +6,7 @@ from hf_xlt.registry import Paper, Strategy
 from hf_xlt.strategies.metaxl.checks import REFUSALS
 from hf_xlt.strategies.metaxl.config import MetaXLConfig
 from hf_xlt.strategies.metaxl.cost import cost
-from hf_xlt.strategies.metaxl.trainer import MetaXLTrainer
+from hf_xlt.strategies.metaxl.trainer import MetaXLTrainer, trial
 
 _PAPER = Paper(
     title="MetaXL: Meta Representation Transformation for Low-resource Cross-lingual Learning",
@@ -35,6 +35,7 @@ STRATEGY = Strategy(
     refusals=REFUSALS,
     cost=cost,
     peft=True,
+    trial=trial,
     trains_on=lambda config: "target" if config.trains_on_target_alone else "source",
     notes=(
         "The abstract and introduction of the paper were read; where they are silent the method follows the authors' "

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_xlt.errors import ConfigError
+from hf_xlt.modelling.parts import lists_for_text
 from hf_xlt.strategies.metaxl.rtn import RepresentationTransformation
 
 # After the last layer these encoders normalise once more; the head reads that module's output.
@@ -43,10 +44,8 @@ def layer_list(model: nn.Module) -> nn.ModuleList:
     # A list of lists (the blocks of Funnel) is never called.
     found = [
         module
-        for module in encoder.modules()
-        if isinstance(module, nn.ModuleList)
-        and len(module) == count
-        and not any(isinstance(entry, nn.ModuleList) for entry in module)
+        for _, module in lists_for_text(encoder)
+        if len(module) == count and not any(isinstance(entry, nn.ModuleList) for entry in module)
     ]
     if len(found) != 1:
         raise ConfigError(
@@ -185,7 +184,10 @@ class Injection:
         finally:
             handle.remove()
         if calls == 0:
-            raise ConfigError(f"the module at placement {self.places[slot]} did not run; nothing was transformed.")
+            raise ConfigError(
+                f"`{type(self.modules[slot]).__name__}` at placement {self.places[slot]} did not run as a module, so "
+                "nothing was transformed. Choose another with `rtn_modules`."
+            )
 
     def _transform(self, states: Tensor, slot: int, pinned: Tensor | None, trace: Trace) -> Tensor:
         seen = pinned if pinned is not None else (states.detach() if self.detach else states)

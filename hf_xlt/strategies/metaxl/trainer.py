@@ -13,6 +13,8 @@ part of the model, so what is saved is the plain encoder with its head.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from transformers.utils import logging
 
 from hf_xlt.errors import ConfigError
 from hf_xlt.randomness import derive_seed, keyed_generator
+from hf_xlt.strategies.metaxl.config import MetaXLConfig
 from hf_xlt.strategies.metaxl.diagnostics import measure_and_draw, save_rtn
 from hf_xlt.strategies.metaxl.evograd import EvoGrad, head_names
 from hf_xlt.strategies.metaxl.meta_step import EVOGRAD, EXACT, NONE, MetaGradient, MetaStep, MetaWindow
@@ -35,6 +38,52 @@ logger = logging.get_logger(__name__)
 _TWICE_DIFFERENTIABLE = (None, "eager", "sdpa")
 # Above these rates the gradient of the virtual step is a poor stand-in for the model's own (measured).
 _REUSE_RTN_RATE, _REUSE_RATE = 1e-4, 1e-3
+
+
+def make_injection(bare: nn.Module, config: MetaXLConfig) -> Injection:
+    """Make the RTN that a config asks for, and find its places in a model.
+
+    Raises:
+        ConfigError: a place is not found, or the model's attention cannot be differentiated twice.
+    """
+    attention = getattr(plain_model(bare).config, "_attn_implementation", None)
+    if config.hypergrad == EXACT and attention not in _TWICE_DIFFERENTIABLE:
+        raise ConfigError(
+            f"attention `{attention}` cannot be differentiated twice. Load the model with "
+            "`attn_implementation` sdpa or eager, or set `hypergrad` to finite_difference."
+        )
+    if config.hypergrad == EVOGRAD and not head_names(
+        bare, [n for n, p in bare.named_parameters() if p.requires_grad]
+    ):
+        raise ConfigError("`hypergrad` evograd varies the head, and this model trains none. Choose exact.")
+    rtn = RepresentationTransformation(
+        plain_model(bare).config.get_text_config().hidden_size,
+        len(config.places),
+        bottleneck=config.rtn_bottleneck,
+        gate=config.rtn_gate,
+        activation=config.rtn_activation,
+        init=config.rtn_init,
+        generator=keyed_generator(config.seed, "metaxl", "rtn"),
+    )
+    # Float32, or wider where the model is.
+    widest = torch.promote_types(torch.float32, next(bare.parameters()).dtype)
+    rtn = rtn.to(config.device, widest).requires_grad_(config.hypergrad == NONE)
+    return Injection(bare, rtn, config.places, config.rtn_detach_input)
+
+
+@contextmanager
+def trial(model: nn.Module, config: MetaXLConfig, batch: Mapping[str, Any]) -> Iterator[None]:
+    """Transform the hidden states of all places in the pass that is made inside.
+
+    Raises:
+        ConfigError: as `make_injection`, or a place is not one module that runs once.
+    """
+    with ExitStack() as stack:
+        if config.method == "metaxl":
+            injection = make_injection(model, config)
+            for slot in range(len(injection.places)):
+                stack.enter_context(injection.active(slot))
+        yield
 
 
 class MetaXLTrainer(SourceAndTargetTrainer):
@@ -57,32 +106,10 @@ class MetaXLTrainer(SourceAndTargetTrainer):
             self._add_rtn()
 
     def _add_rtn(self) -> None:
-        config, bare = self.args, self.model
-        attention = getattr(plain_model(bare).config, "_attn_implementation", None)
-        if config.hypergrad == EXACT and attention not in _TWICE_DIFFERENTIABLE:
-            raise ConfigError(
-                f"attention `{attention}` cannot be differentiated twice. Load the model with "
-                "`attn_implementation` sdpa or eager, or set `hypergrad` to finite_difference."
-            )
-        if config.hypergrad == EVOGRAD and not head_names(
-            bare, [n for n, p in bare.named_parameters() if p.requires_grad]
-        ):
-            raise ConfigError("`hypergrad` evograd varies the head, and this model trains none. Choose exact.")
-        rtn = RepresentationTransformation(
-            plain_model(bare).config.get_text_config().hidden_size,
-            len(config.places),
-            bottleneck=config.rtn_bottleneck,
-            gate=config.rtn_gate,
-            activation=config.rtn_activation,
-            init=config.rtn_init,
-            generator=keyed_generator(config.seed, "metaxl", "rtn"),
-        )
-        # Float32, or wider where the model is.
-        widest = torch.promote_types(torch.float32, next(bare.parameters()).dtype)
-        rtn = rtn.to(self.args.device, widest).requires_grad_(config.hypergrad == NONE)
-        self.passes.injection = Injection(bare, rtn, config.places, config.rtn_detach_input)
+        config = self.args
+        self.passes.injection = make_injection(self.model, config)
         self.rtn_optimizer = RTNOptimizer(
-            rtn,
+            self.passes.injection.rtn,
             rate=config.rtn_lr,
             weight_decay=config.rtn_weight_decay,
             warmup_ratio=config.rtn_warmup_ratio,

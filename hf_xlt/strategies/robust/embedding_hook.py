@@ -105,7 +105,7 @@ def perturbed_embeddings(
         return
     calls, embedding = 0, word_embedding(model)
 
-    def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    def add(module: nn.Module, args: tuple, output: Any) -> Any:
         nonlocal calls
         looked_up = args[0] if args else None
         if not reads_input() or _is_padding(looked_up, model):
@@ -117,13 +117,15 @@ def perturbed_embeddings(
                 "perturbations need a model that reads its input once. Use another model, or set `method` to none."
             )
         delta = _laid_out(perturbation, looked_up, inputs["input_ids"])
-        if output.shape != delta.shape:
+        states = looked_up_states(output)
+        if states.shape != delta.shape:
             raise ConfigError(
-                f"the word embeddings of {type(model).__name__} have shape {tuple(output.shape)}, not "
+                f"the word embeddings of {type(model).__name__} have shape {tuple(states.shape)}, not "
                 f"{tuple(perturbation.shape)} (batch, tokens, width). If it removes padding before the lookup, load "
                 "it with `attn_implementation` `sdpa` or `eager`."
             )
-        return (output.detach() if detach else output) + delta.to(output.dtype)
+        changed = (states.detach() if detach else states) + delta.to(states.dtype)
+        return changed if states is output else (changed, *output[1:])
 
     with _reading(model, embedding) as reads_input:
         handle = embedding.register_forward_hook(add)
@@ -136,6 +138,11 @@ def perturbed_embeddings(
             f"{type(model).__name__} did not look up its word embeddings in `{type(embedding).__name__}`; nothing was "
             "perturbed. Use another model, or set `method` to none."
         )
+
+
+def looked_up_states(output: Any) -> Tensor:
+    """Return the embeddings in what a module gave: I-BERT's gives the scale of its integers beside them."""
+    return output if isinstance(output, Tensor) else output[0]
 
 
 def _is_padding(looked_up: Any, model: nn.Module) -> bool:

@@ -7,6 +7,7 @@ from hf_xlt.strategies.robust.augmentation import DEPENDENT_OF_RUNS, plan_augmen
 from hf_xlt.strategies.robust.checks import REFUSALS
 from hf_xlt.strategies.robust.config import RobustConfig
 from hf_xlt.strategies.robust.cost import cost
+from hf_xlt.strategies.robust.search import trial
 from hf_xlt.strategies.robust.trainer import RobustTrainer
 
 _PAPER = Paper(
@@ -35,6 +36,7 @@ STRATEGY = Strategy(
     cost=cost,
     augmentation=plan_augmentation,
     peft=True,
+    trial=trial,
     notes=(
         "In the spirit of the paper: its abstract names adversarial training and randomized smoothing in the "
         "embedding space. What it does not state for ADV and RS-RP (layer, norm, radius, steps, start, noise law, "

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -31,6 +31,22 @@ from hf_xlt.strategies.robust.statistics import Statistics
 from hf_xlt.strategies.robust.vocabulary import mean_embedding_norm, special_token_ids, warn_of_lost_shifts
 from hf_xlt.training.losses import count_group_units, labels_of
 from hf_xlt.training.trainer import XLTTrainer
+
+
+@contextmanager
+def trial(model: nn.Module, config: RobustConfig, batch: Mapping[str, Any]) -> Iterator[None]:
+    """Put a perturbation of zeros into the pass that is made inside, as training would.
+
+    Raises:
+        ConfigError: the model has no word embeddings that could be perturbed.
+    """
+    if not (config.perturbs or config.smoothing_radius > 0):
+        yield
+        return
+    weight = word_embedding(model).weight
+    nothing = torch.zeros(*batch["input_ids"].shape, weight.shape[-1], device=weight.device)
+    with perturbed_embeddings(model, batch, nothing):
+        yield
 
 
 class PerturbingTrainer(XLTTrainer):

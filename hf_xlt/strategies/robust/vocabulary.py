@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_xlt.modelling.seen_rows import whole_weight
+from hf_xlt.strategies.robust.embedding_hook import looked_up_states
 
 _PLACEHOLDER = re.compile(r"\[?<?unused_?\d+>?\]?", re.IGNORECASE)
 # Below this a shift per coordinate is largely lost when it is added to 16-bit embeddings of usual scale.
@@ -64,7 +65,8 @@ def _outputs(embedding: nn.Module) -> Tensor:
     training = embedding.training
     embedding.eval()
     try:
-        return embedding(torch.arange(len(embedding.weight), device=embedding.weight.device).unsqueeze(0))[0]
+        ids = torch.arange(len(embedding.weight), device=embedding.weight.device).unsqueeze(0)
+        return looked_up_states(embedding(ids))[0]
     finally:
         embedding.train(training)
 

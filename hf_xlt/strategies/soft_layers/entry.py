@@ -7,6 +7,7 @@ from hf_xlt.strategies.soft_layers.checks import DEPENDENT_OF_RUNS, REFUSALS
 from hf_xlt.strategies.soft_layers.config import SoftLayerSelectionConfig
 from hf_xlt.strategies.soft_layers.cost import cost
 from hf_xlt.strategies.soft_layers.phases import soft_layer_phases
+from hf_xlt.strategies.soft_layers.setup import trial
 from hf_xlt.strategies.soft_layers.trainer import SoftLayerSelectionTrainer
 
 _PAPER = Paper(
@@ -38,6 +39,7 @@ STRATEGY = Strategy(
     dependent=DEPENDENT_OF_RUNS,
     cost=cost,
     peft=True,
+    trial=trial,
     notes=(
         "A re-implementation from the abstract; the update rule is a reconstruction: one gate per layer group "
         "multiplies the optimizer's update, and is learned from the query loss on auxiliary languages after one or "

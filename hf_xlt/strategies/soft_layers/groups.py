@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from hf_xlt.errors import ConfigError
+from hf_xlt.modelling.parts import lists_for_text
 from hf_xlt.models import is_adapted
 
 WORD_EMBEDDINGS = "word_embeddings"
@@ -126,11 +127,7 @@ def _layers_of(base: nn.Module) -> dict[int, tuple[str, str]]:
     if hasattr(config, "get_text_config"):
         parts += [config.get_text_config(encoder=True), config.get_text_config(decoder=True)]
     depths = {getattr(part, name, None) for part in parts for name in _DEPTHS} - {None}
-    lists = [
-        (name, module)
-        for name, module in base.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) in depths
-    ]
+    lists = [(name, module) for name, module in lists_for_text(base) if len(module) in depths]
     # A list inside another one belongs to a layer.
     lists = [(name, module) for name, module in lists if not any(name.startswith(f"{other}.") for other, _ in lists)]
     parents = sorted({name.rpartition(".")[0] for name, _ in lists})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,6 +125,17 @@ class GateSetup:
         if processes > 1:
             loss = accelerator.reduce(loss, reduction="mean")
         self.source.loss = float(loss)
+
+
+@contextmanager
+def trial(model: nn.Module, config: SoftLayerSelectionConfig, batch: Mapping[str, Any]) -> Iterator[None]:
+    """Find the groups and gates that a run would begin with, before the pass that is made inside.
+
+    Raises:
+        ConfigError: as `GateSetup.make`.
+    """
+    GateSetup.make(model, config, GatesFile.read(config.gates) if config.gates else None, None)
+    yield
 
 
 def _check_layers(model: nn.Module, groups: LayerGroups, granularity: str) -> None:

@@ -106,7 +106,7 @@ def test_an_unknown_layout_says_what_to_do():
 def test_a_module_that_does_not_run_once_is_said():
     model = make("bert")
     injection = Injection(model, make_rtn(model), ["dropout"])
-    with pytest.raises(ConfigError, match="did not run; nothing was transformed"), injection.active(0):
+    with pytest.raises(ConfigError, match="did not run as a module, so nothing was transformed"), injection.active(0):
         pass
     shared = Injection(model, make_rtn(model), ["bert.encoder.layer.0"])
     model.bert.encoder.layer[1] = model.bert.encoder.layer[0]
