@@ -22,7 +22,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from hf_xlt.averaging.heads import body_modules
-from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.errors import ConfigError, close_match, setting
 from hf_xlt.randomness import derive_seed
 
 if TYPE_CHECKING:
@@ -141,7 +141,8 @@ def _target_modules(
         shared = next((path for path in _matched(asked, linear) if path in tied), None)
         if shared:
             raise ConfigError(
-                f"`--lora-target-modules`: the weight of `{shared}` is shared with other modules, and an adapter "
+                f"{setting('lora_target_modules')}: the weight of `{shared}` is shared with other modules, and an "
+                f"adapter "
                 "merged into it would change them too. Name modules that share nothing, or leave the option out."
             )
         return _names_for(asked, linear, others)
@@ -150,7 +151,10 @@ def _target_modules(
     if isinstance(known, list) and not _unknown_names(known, own):
         return _names_for(known, own, [*others, *tied])
     if not own:
-        raise ConfigError(f"`--peft lora`: {type(model).__name__} has no linear module to adapt. Leave `--peft` out.")
+        raise ConfigError(
+            f"{setting('peft', 'lora')}: {type(model).__name__} has no linear module to adapt. Leave "
+            f"{setting('peft')} out."
+        )
     return _names_for(sorted({path.rpartition(".")[2] for path in own}), own, [*others, *tied])
 
 

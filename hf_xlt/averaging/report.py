@@ -14,7 +14,7 @@ from hf_xlt.averaging.inputs import Checkpoint
 from hf_xlt.averaging.staging import MANIFEST_NAME
 from hf_xlt.averaging.summary import averaged
 from hf_xlt.environment import versions
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, setting
 from hf_xlt.files import write_json
 from hf_xlt.record import RECORD_NAME, SOURCE_VALIDATION, TRAINED, RunRecord
 
@@ -194,7 +194,9 @@ def find_parents(checkpoints: Sequence[Checkpoint], notes: list[str]) -> Parents
         raise ConfigError(f"the runs are of different tasks: {', '.join(sorted(tasks))}. Average runs of one task.")
     if len({tuple(record.labels) for record in parents.records}) > 1:
         labels = " and ".join(str(record.labels) for record in parents.records[:2])
-        raise ConfigError(f"the runs have other labels, or another order of them: {labels}. Give one `--labels`.")
+        raise ConfigError(
+            f"the runs have other labels, or another order of them: {labels}. Give one {setting('labels')}."
+        )
     return parents
 
 

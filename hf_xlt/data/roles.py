@@ -25,7 +25,7 @@ from hf_xlt.data.targets import (
     target_sources,
     variants_with,
 )
-from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.errors import ConfigError, close_match, setting
 from hf_xlt.languages import find_same
 from hf_xlt.tasks import COLUMN_ROLES, Reading, Task
 
@@ -298,7 +298,8 @@ def _without_sources(languages: Sequence[str], arguments: DataArguments) -> list
         source = find_same(named[0], arguments.source_languages)
         other = "" if source == named[0] else f" (it is `{source}` under another code)"
         raise ConfigError(
-            f"`{named[0]}` is both a source and an auxiliary language{other}; leave it out of `--auxiliary-languages`."
+            f"`{named[0]}` is both a source and an auxiliary language{other}; leave it out of "
+            f"{setting('auxiliary_languages')}."
         )
     others = [code for code in languages if not find_same(code, arguments.source_languages)]
     if languages and not others:

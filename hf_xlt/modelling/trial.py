@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_xlt.errors import ConfigError, one_line
+from hf_xlt.errors import ConfigError, one_line, setting
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ def try_model(
         raise ConfigError(
             f"{_name(model)} cannot be trained for {task.name}: it fails on the first rows of the data "
             f"({type(error).__name__}: {one_line(error).rstrip('.')}). Choose another model, or another "
-            "`--max-length`."
+            f"{setting('max_length')}."
         ) from error
     _check_outputs(model, outputs, batch["input_ids"], task)
 
