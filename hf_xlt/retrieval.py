@@ -63,9 +63,9 @@ class Pooling:
         """
         if self.pooling not in POOLINGS:
             raise ConfigError(f"{setting('pooling')} is {self.pooling!r}; it must be one of {', '.join(POOLINGS)}.")
-        for flag, value in (("max-length", self.max_length), ("batch-size", self.batch_size)):
-            if value < 1:
-                raise ConfigError(f"`--{flag}` is {value}; give 1 or more.")
+        for name in ("max_length", "batch_size"):
+            if (value := getattr(self, name)) < 1:
+                raise ConfigError(f"{setting(name)} is {value}; give 1 or more.")
         if self.layer not in ("middle", "last") and not self.layer.isdecimal():
             raise ConfigError(
                 f"{setting('layer')} is {self.layer!r}; give `middle`, `last` or a number from 0 (embeddings)."

@@ -27,7 +27,7 @@ from hf_xlt.data.targets import (
 )
 from hf_xlt.errors import ConfigError, close_match, setting
 from hf_xlt.languages import find_same
-from hf_xlt.tasks import COLUMN_ROLES, Reading, Task
+from hf_xlt.tasks import COLUMN_ROLES, Reading, Task, column_setting
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -287,7 +287,7 @@ def _check_same_columns(entries: Iterable[DataSet]) -> None:
             role = sorted(set(other.columns) - set(lacking.columns))[0]
             raise ConfigError(
                 f"{other.where} has a `{role}` column (`{other.columns[role]}`), but {lacking.where} has none. "
-                f"All data of a run are single texts or all are pairs; `--{role.replace('_', '-')}-column` names it."
+                f"All data of a run are single texts or all are pairs; {column_setting(role)} names it."
             )
 
 
