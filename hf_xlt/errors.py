@@ -14,6 +14,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 from hf_xlt.streams import unbroken
 
@@ -23,6 +24,7 @@ EXIT_INTERRUPTED = 130
 
 # Whether a command of ours is at work, whose user knows settings as flags.
 _commands: list[bool] = []
+_NUMBER = re.compile(r"-?[0-9.]+(?:e-?[0-9]+)?")
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{6,}")
 
 
@@ -50,7 +52,8 @@ def setting(name: str, value: object = None, *, flag: str | None = None) -> str:
         flag: what the commands call it, where that is not the name with `-` for `_`.
     """
     if not _commands:
-        return f"`{name}`" if value is None else f"`{name}={value}`"
+        text = f'"{value}"' if isinstance(value, (str, Path)) and not _NUMBER.fullmatch(str(value)) else value
+        return f"`{name}`" if value is None else f"`{name}={text}`"
     spelt = f"--{flag or name.replace('_', '-')}"
     return f"`{spelt}`" if value is None or value is True else f"`{spelt} {value}`"
 

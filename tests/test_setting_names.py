@@ -109,9 +109,14 @@ def test_a_setting_is_written_for_its_reader():
     assert setting("per_run") == "`per_run`"
 
 
+def test_values_are_written_as_python_has_them():
+    assert setting("divide_split", "train=0.8,test=0.2") == '`divide_split="train=0.8,test=0.2"`'
+    assert setting("average_start", "0.2") == setting("average_start", 0.2) == "`average_start=0.2`"
+
+
 def test_the_same_fault_is_told_to_both(tmp_path, capsys):
     place = tmp_path / "nothing"
-    with pytest.raises(ConfigError, match="^`runs=.*nothing` is no folder"):
+    with pytest.raises(ConfigError, match='^`runs=".*nothing"` is no folder'):
         average_checkpoints([], tmp_path / "out", runs=[place])
     assert main(["average", "--run", str(place), "-o", str(tmp_path / "out")]) == 2
     assert f"error: `--run {place}` is no folder" in capsys.readouterr().err
