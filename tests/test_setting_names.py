@@ -16,6 +16,7 @@ ROOT = Path(hf_xlt.__file__).parent
 OF_COMMANDS = {
     "arguments.py": "the flags of `run`",
     "averaging/arguments.py": "the flags of `run --average`",
+    "data/settings.py": "the flags of `run` and `evaluate` that would be ignored",
     "sweep": "several runs of one `run` command",
     "peft_arguments.py": "the flags of `run --peft`",
     "parsing.py": "reads the command line",
