@@ -22,7 +22,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from hf_xlt.averaging.heads import body_modules
-from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.errors import ConfigError, close_match, setting
 from hf_xlt.randomness import derive_seed, generators
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def wrap(
     """
     head = head_modules(model)
     extra = [name for name in settings.lora_modules_to_save or () if name not in head]
-    _check_names("lora-modules-to-save", extra, [name for name, _ in model.named_modules() if name])
+    _check_names("lora_modules_to_save", extra, [name for name, _ in model.named_modules() if name])
     saved = [*([name for name in head if name == _POOLER] if head_is_frozen else head), *extra]
     config = LoraConfig(
         r=settings.lora_rank,
@@ -136,12 +136,13 @@ def _target_modules(
     others = [path for path, _ in model.named_modules() if path not in linear and not _is_inside(path, saved)]
     tied = _tied_modules(model, linear)
     if asked:
-        _check_names("lora-target-modules", asked, linear)
+        _check_names("lora_target_modules", asked, linear)
         shared = next((path for path in _matched(asked, linear) if path in tied), None)
         if shared:
             raise ConfigError(
-                f"`--lora-target-modules`: the weight of `{shared}` is shared with other modules, and an adapter "
-                "merged into it would change them too. Name modules that share nothing, or leave the option out."
+                f"{setting('lora_target_modules')}: the weight of `{shared}` is shared with other modules, and an "
+                "adapter merged into it would change them too. Name modules that share nothing, or leave the option "
+                "out."
             )
         return _names_for(asked, linear, others)
     own = [path for path in linear if path not in tied]
@@ -149,7 +150,10 @@ def _target_modules(
     if isinstance(known, list) and not _unknown_names(known, own):
         return _names_for(known, own, [*others, *tied])
     if not own:
-        raise ConfigError(f"`--peft lora`: {type(model).__name__} has no linear module to adapt. Leave `--peft` out.")
+        raise ConfigError(
+            f"{setting('peft', 'lora')}: {type(model).__name__} has no linear module to adapt. Leave "
+            f"{setting('peft')} out."
+        )
     return _names_for(sorted({path.rpartition(".")[2] for path in own}), own, [*others, *tied])
 
 
@@ -191,12 +195,12 @@ def _unknown_names(names: Sequence[str], paths: Sequence[str]) -> list[str]:
     return [name for name in names if not _matched([name], paths)]
 
 
-def _check_names(flag: str, names: Sequence[str], paths: Sequence[str]) -> None:
+def _check_names(name: str, names: Sequence[str], paths: Sequence[str]) -> None:
     unknown = _unknown_names(names, paths)
     if unknown:
         known = sorted({end for path in paths if not (end := path.rpartition(".")[2]).isdecimal()})
         raise ConfigError(
-            f"`--{flag} {unknown[0]}`: the model has no such module.{close_match(unknown[0], known)} It has "
+            f"{setting(name, unknown[0])}: the model has no such module.{close_match(unknown[0], known)} It has "
             f"{', '.join(known)}."
         )
 

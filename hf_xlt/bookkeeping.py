@@ -66,8 +66,6 @@ def start_record(
         strategy={
             "name": strategy.name,
             "title": strategy.title,
-            "summary": strategy.summary,
-            "notes": strategy.notes,
             "paper": dataclasses.asdict(strategy.paper) if strategy.paper else None,
             "defaults": defaults(arguments),
         },

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failure, 2 usage, 130 interrupted; nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import functools
@@ -12,7 +13,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 from hf_xlt.streams import unbroken
 
@@ -20,6 +22,9 @@ EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
+# Whether a command of ours is at work, whose user knows settings as flags.
+_commands: list[bool] = []
+_NUMBER = re.compile(r"-?[0-9.]+(?:e-?[0-9]+)?")
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{6,}")
 
 
@@ -33,6 +38,34 @@ class RunError(RuntimeError):
 
 class Interrupted(RunError):
     """The user stopped the run; the message says how to resume. Exit code 130."""
+
+
+def setting(name: str, value: object = None, *, flag: str | None = None) -> str:
+    """Write a setting as whoever reads the message gives it: `--per-run` to a command, `per_run` in Python.
+
+    Library code names settings in errors and notes by this alone; what else stands in backticks (columns, labels,
+    files) may be called like a setting and must stay as it is.
+
+    Args:
+        name: of the argument or field.
+        value: what it is or may be given, where the message says so; True of a switch.
+        flag: what the commands call it, where that is not the name with `-` for `_`.
+    """
+    if not _commands:
+        text = f'"{value}"' if isinstance(value, (str, Path)) and not _NUMBER.fullmatch(str(value)) else value
+        return f"`{name}`" if value is None else f"`{name}={text}`"
+    spelt = f"--{flag or name.replace('_', '-')}"
+    return f"`{spelt}`" if value is None or value is True else f"`{spelt} {value}`"
+
+
+@contextlib.contextmanager
+def as_flags() -> Iterator[None]:
+    """Let `setting` write flags inside the block, which a command runs."""
+    _commands.append(True)
+    try:
+        yield
+    finally:
+        _commands.pop()
 
 
 def close_match(name: str, known: Iterable[str]) -> str:
@@ -113,7 +146,7 @@ def reports_errors(main: Callable[..., int]) -> Callable[..., int]:
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
         arguments = sys.argv[1:] if argv is None else list(argv)
-        with unbroken():
+        with as_flags(), unbroken():
             try:
                 return main(argv)
             except (Exception, KeyboardInterrupt) as error:

@@ -142,6 +142,18 @@ def strategy_facts() -> dict[str, dict[str, Any]]:
     return found["strategies"] if found else {name: describe_strategy(get_strategy(name)) for name in STRATEGIES}
 
 
+def strategy_words(name: str) -> tuple[str, str]:
+    """Return what a strategy does and what is to be said of it, in sentences, without loading it.
+
+    They depend on no version of a library, so the file holds them in any case.
+
+    Args:
+        name: of the strategy; of one that is not ours both are empty.
+    """
+    facts = ((_read() or {}).get("strategies") or {}).get(name, {})
+    return facts.get("summary", ""), facts.get("notes", "")
+
+
 class _Help(argparse.HelpFormatter):
     """Tells defaults, except where there is none."""
 

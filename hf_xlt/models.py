@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_xlt.data.labels import LabelInventory
 from hf_xlt.data.patterns import expand_home, looks_local
-from hf_xlt.errors import ConfigError, one_line
+from hf_xlt.errors import ConfigError, one_line, setting
 from hf_xlt.files import write_json
 from hf_xlt.modelling.classes import class_order, named_classes, order_head
 from hf_xlt.modelling.reloading import bare_names, body_names, body_renaming, forget_renaming
@@ -413,7 +413,8 @@ def _reason(error: BaseException) -> str:
     if "Unrecognized configuration class" in text:
         return "its architecture has no head for this task. Choose an encoder such as `xlm-roberta-base`."
     if "trust_remote_code" in text:
-        return "it comes with its own Python code. Read that code, and add `--trust-remote-code` if you trust it."
+        permission = setting("trust_remote_code", True)
+        return f"it comes with its own Python code. Read that code, and add {permission} if you trust it."
     if "is not a local folder" in text or "not a valid model identifier" in text:
         return "no such directory, and no such model on the Hub. Check the spelling, or log in if it is private."
     if "offline" in text.lower() or "connect" in text.lower() or "couldn't connect" in text.lower():

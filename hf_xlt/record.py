@@ -40,8 +40,9 @@ class RunRecord:
     """One run, JSON-able throughout.
 
     Attributes:
-        strategy: `name`, `title`, `summary`, `notes`, and `paper` (`title`, `authors`, `venue`, `url`, `bibtex`) or
-            None; `defaults`: names of those of its own settings that were left at their defaults.
+        strategy: `name`, `title`, and `paper` (`title`, `authors`, `venue`, `url`, `bibtex`) or None; of an average on
+            disk `made_of` (`checkpoints`, `runs`, `of_means`); in older records its words, `summary` and `notes`;
+            `defaults`: names of those of its own settings that were left at their defaults.
         task: `name`, `pipeline_tag`, `auto_model` (class name), `metric` (the main one); of several labels the
             `threshold`, the probability from which one is said.
         arguments: every resolved argument that a reader can use: no paths, no tokens.

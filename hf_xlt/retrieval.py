@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_xlt.data.parallel import ParallelSet
 from hf_xlt.data.sources import Source
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, setting
 from hf_xlt.files import write_json, write_text
 from hf_xlt.languages import english_name
 from hf_xlt.modelling.tokens import longest_input
@@ -62,12 +62,14 @@ class Pooling:
             ConfigError: one of them cannot be used.
         """
         if self.pooling not in POOLINGS:
-            raise ConfigError(f"`--pooling` is {self.pooling!r}; it must be one of {', '.join(POOLINGS)}.")
-        for flag, value in (("max-length", self.max_length), ("batch-size", self.batch_size)):
-            if value < 1:
-                raise ConfigError(f"`--{flag}` is {value}; give 1 or more.")
+            raise ConfigError(f"{setting('pooling')} is {self.pooling!r}; it must be one of {', '.join(POOLINGS)}.")
+        for name in ("max_length", "batch_size"):
+            if (value := getattr(self, name)) < 1:
+                raise ConfigError(f"{setting(name)} is {value}; give 1 or more.")
         if self.layer not in ("middle", "last") and not self.layer.isdecimal():
-            raise ConfigError(f"`--layer` is {self.layer!r}; give `middle`, `last` or a number from 0 (embeddings).")
+            raise ConfigError(
+                f"{setting('layer')} is {self.layer!r}; give `middle`, `last` or a number from 0 (embeddings)."
+            )
 
     def resolve_layer(self, layers: int) -> int:
         """Return the index of the hidden state for an encoder of so many layers.
@@ -78,7 +80,9 @@ class Pooling:
         if self.layer in ("middle", "last"):
             return layers if self.layer == "last" else math.ceil(layers / 2)
         if int(self.layer) > layers:
-            raise ConfigError(f"`--layer` is {self.layer}, but the model has {layers} layers; give 0 to {layers}.")
+            raise ConfigError(
+                f"{setting('layer')} is {self.layer}, but the model has {layers} layers; give 0 to {layers}."
+            )
         return int(self.layer)
 
 
@@ -208,9 +212,11 @@ def check_output(folder: Path, overwrite: bool) -> None:
         ConfigError: there are results already, or the folder is a file.
     """
     if folder.is_file():
-        raise ConfigError(f"`{folder}` is a file; give `--output-dir` a directory.")
+        raise ConfigError(f"`{folder}` is a file; give {setting('output_dir')} a directory.")
     if (folder / JSON_NAME).is_file() and not overwrite:
-        raise ConfigError(f"`{folder}` holds results already; add `--overwrite`, or give another `--output-dir`.")
+        raise ConfigError(
+            f"`{folder}` holds results already; add {setting('overwrite')}, or give another {setting('output_dir')}."
+        )
 
 
 def load_encoder(source: ModelSource) -> PreTrainedModel:

@@ -71,6 +71,7 @@ def _describe(record: RunRecord, repo_id: str | None, adapter: bool) -> dict[str
         "generalized": scores.generalized(record),
         "settings": transfer.settings(record),
         "default_settings": transfer.default_settings(record),
+        "strategy_words": " ".join(filter(None, transfer.strategy_words(record))),
         "adapter": transfer.adapter(record, adapter),
         "average": transfer.average(record),
         "blocks": transfer.blocks(record),

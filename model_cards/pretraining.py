@@ -14,6 +14,7 @@ from hf_xlt.languages import describe_language
 from hf_xlt.model_cards import trimming
 from hf_xlt.model_cards.metadata import base_model, build, model_name
 from hf_xlt.model_cards.text import example, facts, listed, plain_name, table_cell
+from hf_xlt.model_cards.transfer import strategy_words
 from hf_xlt.pretraining.plan import CONTRASTIVE, MLM, TLM, Phase, Source
 from hf_xlt.record import RunRecord
 from hf_xlt.results import markdown
@@ -66,6 +67,7 @@ def describe(record: RunRecord, repo_id: str | None) -> dict[str, Any]:
         "metadata": build(record, repo_id, [kind] if kind else []).to_yaml(line_break="\n"),
         "title": model_name(record, repo_id),
         "introduction": _introduction(record),
+        "strategy_notes": strategy_words(record)[1],
         "schedule": _schedule(record),
         "phases": _phase_table(record),
         "remarks": _remarks(record),

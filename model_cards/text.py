@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable
+from typing import Any
 
 from hf_xlt.record import RunRecord
 
@@ -52,6 +53,13 @@ def example(languages: Iterable[dict[str, str]]) -> tuple[str, str, str]:
     raise AssertionError("CLDR has English")
 
 
+def _updates(phase: dict[str, Any]) -> str:
+    """Say how many updates a phase made, and how many it was to make where these are more."""
+    asked = phase.get("updates_asked")
+    of = f" of {asked:,}" if asked is not None and asked != phase["updates"] else ""
+    return f"{phase['updates']:,}{of} updates"
+
+
 def facts(record: RunRecord, timed: str) -> list[tuple[str, str]]:
     """Return what reproducing a run takes, as rows of name and value.
 
@@ -65,7 +73,7 @@ def facts(record: RunRecord, timed: str) -> list[tuple[str, str]]:
     if processes and threads:
         device += f"; {processes} process{'es' * (processes > 1)} with {threads} thread{'s' * (threads > 1)}"
     parameters = record.model.get("parameters")
-    phases = [f"{phase['name']}: {phase['updates']:,} updates" for phase in record.phases if "updates" in phase]
+    phases = [f"{phase['name']}: {_updates(phase)}" for phase in record.phases if "updates" in phase]
     rows = [
         ("Parameters", f"{parameters:,}" if parameters else ""),
         ("Base model revision", record.model.get("revision") or ""),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from hf_xlt import flags
 from hf_xlt.averaging import summary
 from hf_xlt.card_block import card_blocks
 from hf_xlt.languages import find_same
@@ -21,6 +22,7 @@ _MODES = {
     "concat": "added to the source examples",
     "joint": "each update takes a batch of every language, and the mean of their losses",
 }
+_MADE_OF_NOTES = "Which checkpoints and how much each counts stands in `averaging.json`."
 _BY_STRATEGY = "used by the strategy in its own way"
 
 
@@ -50,6 +52,18 @@ def default_settings(record: RunRecord) -> list[tuple[str, str]]:
     """Return the strategy's own settings that were left at their defaults, as rows of name and value."""
     names = record.strategy.get("defaults") or ()
     return [(f"`{name}`", table_cell(_value(record.settings[name]))) for name in names if name in record.settings]
+
+
+def strategy_words(record: RunRecord) -> tuple[str, str]:
+    """Say in sentences what the strategy does, and how that stands to its paper (which may be nothing)."""
+    strategy = record.strategy
+    if summary.MADE_OF in strategy:
+        return summary.describe_made(strategy[summary.MADE_OF]), _MADE_OF_NOTES
+    if "summary" in strategy:
+        # Older records hold the words themselves, which were true of the code that made the run.
+        return strategy["summary"], strategy.get("notes") or ""
+    words, notes = flags.strategy_words(strategy["name"])
+    return words or f"{strategy['title']}.", notes
 
 
 def shots(record: RunRecord) -> str:

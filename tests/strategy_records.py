@@ -34,8 +34,6 @@ def _of(name: str, defaults: tuple[str, ...] = (), **changes: Any) -> RunRecord:
     strategy = {
         "name": entry.name,
         "title": entry.title,
-        "summary": entry.summary,
-        "notes": entry.notes,
         "paper": dataclasses.asdict(entry.paper) if entry.paper else None,
         "defaults": list(defaults),
     }
@@ -113,9 +111,8 @@ def run_averaging() -> RunRecord:
     strategy = {
         "name": "averaging",
         "title": "Run averaging",
-        "summary": "The mean of 3 checkpoints of 3 runs.",
-        "notes": "Which checkpoints and how much each counts stands in `averaging.json`.",
         "paper": PAPER,
+        "made_of": {"checkpoints": 3, "runs": 3, "of_means": []},
     }
     empty = {"phases": [], "seeds": {}, "selection": {}}
     return _of("averaging", strategy=strategy, parents=parents, settings=settings, command=command, **empty)

@@ -265,7 +265,7 @@ def test_a_module_is_named_by_the_end_of_its_path():
 
 def test_an_unknown_module_is_named_with_those_there_are():
     settings = dataclasses.replace(LORA, lora_target_modules=["q_proj"])
-    with pytest.raises(ConfigError, match="`--lora-target-modules q_proj`.* It has dense, key, query, value"):
+    with pytest.raises(ConfigError, match='`lora_target_modules="q_proj"`.* It has dense, key, query, value'):
         wrap(make_model(), settings, TASK, 0)
 
 

@@ -17,6 +17,7 @@ from hf_xlt.hub import push
 from hf_xlt.model_cards.card import check, is_generated, render
 from hf_xlt.model_cards.checks import contradictions, leaks
 from hf_xlt.record import SOURCE_VALIDATION, TRAINED, RunRecord
+from hf_xlt.registry import get_strategy
 
 REPO = "user/topic-robust"
 
@@ -384,3 +385,38 @@ def test_an_average_is_not_what_target_labels_chose():
     assert "no labelled example" not in text
     record.phases[0]["averaging"]["snapshots"] = 0
     assert "> **Oracle selection: not zero-shot transfer.**" in render(record)
+
+
+def test_words_of_a_strategy_are_made_with_the_card():
+    strategy = {name: value for name, value in make_record().strategy.items() if name not in ("summary", "notes")}
+    entry = get_strategy("robust")
+    assert f"{entry.summary} {entry.notes}" in render(make_record(strategy=strategy))
+    own = render(make_record(strategy={"name": "of-my-own", "title": "A strategy of my own"}))
+    assert "## How it was transferred\n\nA strategy of my own.\n" in own
+
+
+def test_records_that_hold_their_words_keep_them():
+    strategy = {**make_record().strategy, "summary": "As it was.", "notes": "And no more."}
+    assert "\nAs it was. And no more.\n" in render(make_record(strategy=strategy))
+
+
+@pytest.mark.parametrize(
+    ("made_of", "words"),
+    [
+        ({"checkpoints": 1, "runs": 1, "of_means": []}, "The mean of 1 checkpoint of 1 run. Which"),
+        ({"checkpoints": 4, "runs": 1, "of_means": []}, "The mean of 4 checkpoints of 1 run. Which"),
+        (
+            {"checkpoints": 3, "runs": 3, "of_means": [9, 10]},
+            "The mean of 3 checkpoints of 3 runs, each of which is the mean of 9 or 10 snapshots. Which",
+        ),
+    ],
+)
+def test_an_average_on_disk_says_what_it_is_the_mean_of(made_of, words):
+    strategy = {"name": "averaging", "title": "Run averaging", "made_of": made_of}
+    assert words in render(make_record(strategy=strategy))
+
+
+def test_updates_that_were_asked_for_and_not_made_are_told():
+    phase = {"name": "train", "updates": 1050, "updates_asked": 2000, "seconds": 1.0}
+    assert "| Training | train: 1,050 of 2,000 updates |" in render(make_record(phases=[phase]))
+    assert "| Training | train: 1,050 updates |" in render(make_record(phases=[{**phase, "updates_asked": 1050}]))

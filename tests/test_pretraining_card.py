@@ -183,7 +183,9 @@ def test_limits_say_what_is_not_known():
 
 
 def test_a_record_with_little_in_it_makes_a_card_with_little_in_it():
-    bare = RunRecord(strategy={"name": "meta-pretrain"}, task=make_pretraining_record().task)
+    bare = RunRecord(
+        strategy={"name": "meta-pretrain", "summary": "", "notes": ""}, task=make_pretraining_record().task
+    )
     text = render(bare)
     assert check(text) == []
     assert set(metadata(text)) == {"library_name", "pipeline_tag", "tags"}

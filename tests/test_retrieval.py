@@ -147,7 +147,7 @@ def test_the_mean_is_over_the_words_of_the_layer_asked(encoder):
 
 def test_the_middle_is_half_of_the_layers_rounded_up():
     assert [Pooling().resolve_layer(layers) for layers in (1, 2, 5, 6, 12, 24)] == [1, 1, 3, 3, 6, 12]
-    with pytest.raises(ConfigError, match="`--layer` is 7, but the model has 6 layers; give 0 to 6"):
+    with pytest.raises(ConfigError, match="`layer` is 7, but the model has 6 layers; give 0 to 6"):
         Pooling("7").resolve_layer(6)
 
 

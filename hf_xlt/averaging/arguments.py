@@ -9,7 +9,7 @@ from hf_xlt.arguments import Arguments, split_names
 from hf_xlt.averaging.schedule import EMA, LAST_K, SAVE, UNIFORM, Schedule, parse_every
 from hf_xlt.averaging.summary import every_words, mode_words
 from hf_xlt.comparator_results import AVERAGED, COMPARATORS, LAST, TARGET_DEV_ORACLE
-from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.errors import ConfigError, close_match, setting
 from hf_xlt.launch import divides_weights
 
 
@@ -79,7 +79,7 @@ class AverageArguments:
             self.average_last_k,
             self.average_ema_decay,
         )
-        made.check(lambda name: f"`--average-{name.replace('_', '-')}`")
+        made.check(lambda name: setting(f"average_{name}"))
         return made
 
     @property

@@ -28,7 +28,7 @@ from hf_xlt.averaging.staging import check_output, check_space, staged
 from hf_xlt.averaging.streaming import Inputs, write_average
 from hf_xlt.averaging.trajectory import early_snapshot_notes
 from hf_xlt.averaging.weights import as_fractions, snapshot_weights, summation
-from hf_xlt.errors import ConfigError, RunError, is_disk_full
+from hf_xlt.errors import ConfigError, RunError, is_disk_full, setting
 from hf_xlt.files import write_json
 from hf_xlt.training.dependent import dependent, unused_problems
 
@@ -75,11 +75,13 @@ class Settings:
             if getattr(self, name) not in known:
                 raise ConfigError(f"`{name}` {getattr(self, name)!r} is not known; choose one of {', '.join(known)}.")
         if self.head is not None and self.head not in HEADS:
-            raise ConfigError(f"`--head {self.head}` is not known; choose one of {', '.join(HEADS)}.")
+            raise ConfigError(f"{setting('head', self.head)} is not known; choose one of {', '.join(HEADS)}.")
         if self.last_k is not None and self.last_k < 1:
-            raise ConfigError(f"`--last {self.last_k}` must be 1 or more.")
+            raise ConfigError(f"{setting('last_k', self.last_k, flag='last')} must be 1 or more.")
         if self.ema_decay is not None and self.weights is not None:
-            raise ConfigError("`--ema` makes its own weights: leave out `--weights`.")
+            raise ConfigError(
+                f"{setting('ema_decay', flag='ema')} makes its own weights: leave out {setting('weights')}."
+            )
         needed = {"weighted": "weights", "last-k": "last_k", "window": "window", "ema": "ema_decay"}.get(self.mode)
         if needed and getattr(self, needed) is None:
             raise ConfigError(f"mode `{self.mode}` needs `{needed}`.")
@@ -109,7 +111,7 @@ class Settings:
             scale = (1024 if match_[3] else 1000) ** " KMGT".index(match_[2].upper() or " ")
             size = int(float(match_[1]) * scale)
         if size < 1:
-            raise ConfigError(f"`--max-shard-size {self.max_shard_size}` is no size; write 5GB or 500MB.")
+            raise ConfigError(f"{setting('max_shard_size', self.max_shard_size)} is no size; write 5GB or 500MB.")
         return size
 
 
@@ -225,7 +227,9 @@ def select(inputs: Sequence[str | Path], runs: Sequence[str | Path], settings: S
     counts = {run: groups.count(run) for run in dict.fromkeys(groups) if run is not None}
     if len(set(counts.values())) > 1 and not settings.per_run:
         sizes = ", ".join(str(count) for count in counts.values())
-        notes.append(f"the runs give {sizes} snapshots, each counting the same; `--per-run` lets runs count the same.")
+        notes.append(
+            f"the runs give {sizes} snapshots, each counting the same; {setting('per_run')} lets runs count the same."
+        )
     return Selection(snapshots, weights, notes + early_snapshot_notes(snapshots))
 
 

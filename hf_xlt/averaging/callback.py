@@ -32,7 +32,7 @@ from hf_xlt.averaging.schedule import LAST_K, UNIFORM, WEIGHTED, Schedule, inter
 from hf_xlt.averaging.state_file import SCHEMA, STATE_NAME, check_state, find_state, write_state
 from hf_xlt.averaging.summary import KEY
 from hf_xlt.averaging.trajectory import early_snapshot_note
-from hf_xlt.errors import ConfigError, RunError
+from hf_xlt.errors import ConfigError, RunError, setting
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -77,7 +77,8 @@ class CheckpointAveragingCallback(TrainerCallback):
 
     state_name = KEY
     # What the note on early snapshots advises.
-    remedy = "`start=0.2`"
+    # The setting that leaves early snapshots out.
+    start_name = "start"
 
     def __init__(
         self,
@@ -240,7 +241,7 @@ class CheckpointAveragingCallback(TrainerCallback):
         if len(self.steps) > 1 and self.schedule.mode in (UNIFORM, WEIGHTED):
             warms_up = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) != "constant"
             warmup = args.get_warmup_steps(state.max_steps) if warms_up else 0
-            note = early_snapshot_note(state.log_history, self.steps[0], self.remedy, warmup)
+            note = early_snapshot_note(state.log_history, self.steps[0], setting(self.start_name, 0.2), warmup)
             if note is not None:
                 self.tell(note)
 

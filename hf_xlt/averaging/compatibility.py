@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_xlt.averaging.dtypes import torch_name
 from hf_xlt.averaging.headers import DamagedFile
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, setting
 from hf_xlt.files import TOKENIZER_FILES, write_json
 from hf_xlt.record import RECORD_NAME
 from hf_xlt.tasks import TASKS
@@ -115,7 +115,9 @@ def _compare(first: tuple[Path, dict], other: tuple[Path, dict], strict: bool, n
             problems.append((key, expected, found, "Only checkpoints of one architecture can be averaged."))
     labels = [_labels(config) for config in (first[1], other[1])]
     if labels[0] != labels[1]:
-        remedy = "The same class must have the same index in all inputs; train them with the same `--labels`."
+        remedy = (
+            f"The same class must have the same index in all inputs; train them with the same {setting('labels')}."
+        )
         problems.append(("id2label", labels[0], labels[1], remedy))
     for key, expected, found, remedy in problems:
         text = f"`{key}` is {expected!r} in `{first[0]}` and {found!r} in `{other[0]}`."

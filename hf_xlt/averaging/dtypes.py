@@ -9,7 +9,7 @@ import functools
 
 import numpy as np
 
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, setting
 
 # Names as in safetensors headers, sizes in bytes.
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -51,7 +51,7 @@ def from_torch_name(name: str) -> str:
     for dtype, known in _TORCH.items():
         if plain == known:
             return dtype
-    raise ConfigError(f"`--dtype {name}` is not known; choose one of {', '.join(sorted(_TORCH.values()))}.")
+    raise ConfigError(f"{setting('dtype', name)} is not known; choose one of {', '.join(sorted(_TORCH.values()))}.")
 
 
 def numpy_type(dtype: str) -> type:

@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, setting
 
 if TYPE_CHECKING:
     from hf_xlt.arguments import DataArguments
@@ -63,11 +63,16 @@ def choose_greedily(
         ConfigError: no scorer, or settings that do not go with it.
     """
     if score is None:
-        raise ConfigError("a greedy average needs data to score on: give source-language data with `--dataset`.")
+        raise ConfigError(
+            f"a greedy average needs data to score on: give source-language data with {setting('dataset')}."
+        )
     if output is None:
-        raise ConfigError("a greedy average is scored, and not only checked: leave out `--check-only`.")
+        raise ConfigError(f"a greedy average is scored, and not only checked: leave out {setting('check_only')}.")
     if settings.weights is not None or settings.ema_decay is not None or settings.per_run:
-        raise ConfigError("a greedy average weighs its members equally: leave out weights, `--ema` and `--per-run`.")
+        raise ConfigError(
+            f"a greedy average weighs its members equally: leave out weights, {setting('ema_decay', flag='ema')} and "
+            f"{setting('per_run')}."
+        )
     snapshots = list(selection.snapshots)
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(

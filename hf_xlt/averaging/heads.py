@@ -23,7 +23,7 @@ from hf_xlt.averaging.inputs import Checkpoint, Snapshot, open_checkpoints
 from hf_xlt.averaging.report import AverageReport
 from hf_xlt.averaging.summary import averaged
 from hf_xlt.averaging.tensors import read_tensor
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, setting
 from hf_xlt.files import sync_folder
 from hf_xlt.models import readable_errors
 from hf_xlt.record import RECORD_NAME, RunRecord
@@ -72,7 +72,7 @@ def held_names(folder: Path) -> dict[str, str]:
     if model_class is None:
         raise ConfigError(
             f"`{folder}` does not say by a known class which weights are its head"
-            f"{f' (`{classes[0]}`)' if classes else ''}. Give `--head average` if the heads are shared."
+            f"{f' (`{classes[0]}`)' if classes else ''}. Give {setting('head', 'average')} if the heads are shared."
         )
     with readable_errors(str(folder)), torch.device("meta"):
         model = model_class(transformers.AutoConfig.from_pretrained(folder))
@@ -263,7 +263,7 @@ def put_head(model: PreTrainedModel, head: Head, freeze: bool = True) -> list[st
     if head.labels is not None and head.labels != _plain_labels(model.config.id2label):
         raise ConfigError(
             f"the head in `{head.place}` was trained for the classes {head.labels}, and this model has "
-            f"{_plain_labels(model.config.id2label)}. Give the same `--labels`."
+            f"{_plain_labels(model.config.id2label)}. Give the same {setting('labels')}."
         )
     with torch.no_grad():
         for name, parameter in own.items():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hf_xlt.averaging import pickles
 from hf_xlt.averaging.headers import DamagedFile, Layout, Tensor, WeightFile, open_weights
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, setting
 from hf_xlt.record import RECORD_NAME
 from hf_xlt.training.checkpoints import COMPLETE_NAME, is_complete, list_checkpoints, step_of
 
@@ -89,16 +89,21 @@ def find_snapshots(inputs: Sequence[str | Path], runs: Sequence[str | Path], not
             found.append(Snapshot(place))
     for place in map(Path, runs):
         if not place.is_dir():
-            raise ConfigError(f"`--run {place}` is no folder; give the output directory of a run.")
+            raise ConfigError(
+                f"{setting('runs', place, flag='run')} is no folder; give the output directory of a run."
+            )
         snapshots = _of_run(place, notes)
         if not snapshots:
             if weight_name(place) is None:
-                raise ConfigError(f"`--run {place}` holds neither checkpoints nor a model; give a run's directory.")
+                raise ConfigError(
+                    f"{setting('runs', place, flag='run')} holds neither checkpoints nor a model; give a run's "
+                    "directory."
+                )
             notes.append(f"`{place}` keeps no checkpoints: its final model stands for the run.")
             snapshots = [Snapshot(place, place)]
         found += snapshots
     if not found:
-        raise ConfigError("nothing to average: give checkpoints, or runs with `--run`.")
+        raise ConfigError(f"nothing to average: give checkpoints, or runs with {setting('runs', flag='run')}.")
     return found
 
 
@@ -126,7 +131,9 @@ def _of_run(place: Path, notes: list[str]) -> list[Snapshot]:
     if skipped:
         notes.append(f"of `{place}` left out, as they are incomplete: {', '.join(skipped)}.")
     if not whole:
-        raise ConfigError(f"`{place}` holds no complete checkpoint. Continue the run with `--resume`, or give others.")
+        raise ConfigError(
+            f"`{place}` holds no complete checkpoint. Continue the run with {setting('resume')}, or give others."
+        )
     return [Snapshot(folder, place.resolve(), step_of(folder)) for folder in whole]
 
 
@@ -169,7 +176,7 @@ def choose(
             members = _within(snapshots, members, window)
         chosen += members[-last_k:] if last_k else members
     if not chosen:
-        raise ConfigError("`--window` leaves no snapshot; widen it.")
+        raise ConfigError(f"{setting('window')} leaves no snapshot; widen it.")
     return sorted(chosen)
 
 
@@ -177,7 +184,7 @@ def _within(
     snapshots: Sequence[Snapshot], members: Sequence[int], window: tuple[Fraction, Fraction, bool]
 ) -> list[int]:
     if any(snapshots[number].step is None for number in members):
-        raise ConfigError("`--window` needs folders named `checkpoint-<step>`; other inputs have no step.")
+        raise ConfigError(f"{setting('window')} needs folders named `checkpoint-<step>`; other inputs have no step.")
     first, last, is_fraction = window
     scale = max(snapshots[number].step for number in members) if is_fraction else 1
     return [number for number in members if first * scale <= snapshots[number].step <= last * scale]
@@ -195,9 +202,9 @@ def parse_window(text: str) -> tuple[Fraction, Fraction, bool]:
         is_fraction = (Fraction(right.strip()) if right.strip() else first) <= 1
         last = Fraction(right.strip() or (1 if is_fraction else 10**18))
     except ValueError as error:
-        raise ConfigError(f"`--window {text}` is not `FIRST:LAST`, such as 0.2:1.0 or 500:2000.") from error
+        raise ConfigError(f"{setting('window', text)} is not `FIRST:LAST`, such as 0.2:1.0 or 500:2000.") from error
     if not colon or not 0 <= first <= last:
-        raise ConfigError(f"`--window {text}` is not `FIRST:LAST` with FIRST at most LAST, such as 0.2:1.0.")
+        raise ConfigError(f"{setting('window', text)} is not `FIRST:LAST` with FIRST at most LAST, such as 0.2:1.0.")
     return first, last, is_fraction
 
 
@@ -224,7 +231,7 @@ def open_checkpoints(snapshots: Sequence[Snapshot]) -> list[Checkpoint]:
             if other is not file.path:
                 raise ConfigError(
                     f"`{file.path}` and `{other}` are one and the same file, which would count twice. Leave out one; "
-                    "to count it double give `--weights`."
+                    f"to count it double give {setting('weights')}."
                 )
         key = tuple(f"{file.layout.sha256}:{file.state[2]}" for file in files)
         if key not in merged:

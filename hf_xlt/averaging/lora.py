@@ -21,7 +21,7 @@ from hf_xlt.averaging.inputs import ADAPTER_CONFIG, Checkpoint
 from hf_xlt.averaging.report import AverageReport, Parents, describe_inputs, write_manifest
 from hf_xlt.averaging.staging import check_space, staged
 from hf_xlt.averaging.tensors import read_numbers, write_tensors
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, setting
 from hf_xlt.files import write_json
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ def average_adapters(
 def _open(checkpoints: Sequence[Checkpoint], mode: str) -> list[Adapter]:
     if mode == "error":
         raise ConfigError(
-            "the inputs are LoRA adapters: choose `--lora-mode merge` (a model), `concat` (an adapter of more rank), "
+            f"the inputs are LoRA adapters: choose {setting('lora_mode', 'merge')} (a model), `concat` (an adapter "
+            f"of more rank), "
             "`svd` (the rank of the inputs, approximate) or `factors` (within one run only, approximate)."
         )
     adapters = open_adapters(checkpoints)
@@ -103,7 +104,8 @@ def _check_factors(adapters: Sequence[Adapter]) -> None:
     runs = {_run_of(adapter) for adapter in adapters} - {None}
     if len(runs) > 1:
         raise ConfigError(
-            "`--lora-mode factors` averages A and B apart, and each run began with an A of its own: across runs the "
+            f"{setting('lora_mode', 'factors')} averages A and B apart, and each run began with an A of its own: "
+            f"across runs the "
             "result is no mean. Use `merge`, `concat` or `svd`."
         )
     first = adapters[0]
@@ -114,7 +116,8 @@ def _check_factors(adapters: Sequence[Adapter]) -> None:
             if (one[0].shape, one[1].shape, one[2]) != (other[0].shape, other[1].shape, other[2]):
                 raise ConfigError(
                     f"`{module}` has other ranks or scales in `{first.checkpoint.place}` and "
-                    f"`{adapter.checkpoint.place}`; `--lora-mode factors` needs them equal. Use `merge` or `concat`."
+                    f"`{adapter.checkpoint.place}`; {setting('lora_mode', 'factors')} needs them equal. Use `merge` "
+                    f"or `concat`."
                 )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from hf_xlt.averaging.adapter_files import Adapter, plain_name
 from hf_xlt.averaging.compatibility import copy_companions, read_config, read_object, without_paths
 from hf_xlt.averaging.lora import labelled_config, mean_delta, mean_of_full
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, setting
 from hf_xlt.files import TOKENIZER_FILES, write_json
 from hf_xlt.modelling.reloading import forget_renaming
 from hf_xlt.modelling.settings import settle_outputs
@@ -70,7 +70,7 @@ def write_merged(counted: Sequence[tuple[Adapter, float]], settings: Settings, p
     if unfilled:
         raise ConfigError(
             f"neither `{source.path}` nor the adapters hold `{unfilled[0]}`: it would be left at random. Give the "
-            "right base model with `--base`."
+            f"right base model with {setting('base')}."
         )
     source.anonymous(model)
     if settings.dtype is not None:
@@ -90,7 +90,7 @@ def _base(adapter: Adapter, settings: Settings) -> ModelSource:
     if not name:
         raise ConfigError(
             f"`{adapter.checkpoint.place}` does not name its base model; give the model that it was trained on with "
-            "`--base`."
+            f"{setting('base')}."
         )
     folders = {
         embedded.ENCODER_NAME: embedded.encoder_directory,
@@ -165,7 +165,7 @@ def _parameter(parameters: dict[str, Any], name: str, source: ModelSource) -> An
     if name not in parameters:
         raise ConfigError(
             f"`{source.path}` has no `{name}`, which the adapters change. Give the model that they were trained on "
-            "with `--base`."
+            f"with {setting('base')}."
         )
     return parameters[name]
 
@@ -174,7 +174,7 @@ def _check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...], s
     if tuple(found) != tuple(expected):
         raise ConfigError(
             f"the adapters change `{name}` by {list(found)} numbers, and in `{source.path}` it has {list(expected)}. "
-            "Give the model that they were trained on with `--base`."
+            f"Give the model that they were trained on with {setting('base')}."
         )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from hf_xlt.averaging.dtypes import FLOATS, SIZES
 from hf_xlt.averaging.headers import Tensor, build_header
 from hf_xlt.averaging.inputs import Checkpoint
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, setting
 
 MEAN = "mean"
 SAME = "same"
@@ -184,7 +184,7 @@ def _kind(checkpoints: Sequence[Checkpoint], name: str, places: Sequence[Tensor]
     if all(kind in FLOATS for kind in kinds):
         if dtype is not None:
             return dtype
-        remedy = "Choose the output's with `--dtype`, such as `--dtype float32`."
+        remedy = f"Choose the output's with {setting('dtype')}, such as {setting('dtype', 'float32')}."
     else:
         remedy = "Integers are not converted; save the checkpoints alike."
     for checkpoint, kind in zip(checkpoints, kinds, strict=True):

@@ -12,9 +12,9 @@ from typing import Any
 
 from hf_xlt.averaging.inputs import Checkpoint
 from hf_xlt.averaging.staging import MANIFEST_NAME
-from hf_xlt.averaging.summary import averaged
+from hf_xlt.averaging.summary import MADE_OF, averaged
 from hf_xlt.environment import versions
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, setting
 from hf_xlt.files import write_json
 from hf_xlt.record import RECORD_NAME, SOURCE_VALIDATION, TRAINED, RunRecord
 
@@ -194,7 +194,9 @@ def find_parents(checkpoints: Sequence[Checkpoint], notes: list[str]) -> Parents
         raise ConfigError(f"the runs are of different tasks: {', '.join(sorted(tasks))}. Average runs of one task.")
     if len({tuple(record.labels) for record in parents.records}) > 1:
         labels = " and ".join(str(record.labels) for record in parents.records[:2])
-        raise ConfigError(f"the runs have other labels, or another order of them: {labels}. Give one `--labels`.")
+        raise ConfigError(
+            f"the runs have other labels, or another order of them: {labels}. Give one {setting('labels')}."
+        )
     return parents
 
 
@@ -229,10 +231,12 @@ def make_record(report: AverageReport, parents: Parents, command: str) -> RunRec
         strategy={
             "name": "averaging",
             "title": "Run averaging" if several else "Checkpoint averaging",
-            "summary": f"The mean of {_counted(len(report.inputs), 'checkpoint')} of "
-            f"{_counted(len(parents.records), 'run')}{_of_means(report, parents)}.",
-            "notes": "Which checkpoints and how much each counts stands in `averaging.json`.",
             "paper": PAPER,
+            MADE_OF: {
+                "checkpoints": len(report.inputs),
+                "runs": len(parents.records),
+                "of_means": _sizes_of_means(report, parents),
+            },
         },
         settings={
             "mode": report.mode,
@@ -251,16 +255,12 @@ def make_record(report: AverageReport, parents: Parents, command: str) -> RunRec
     )
 
 
-def _of_means(report: AverageReport, parents: Parents) -> str:
-    """Say that the inputs are means already, where they are what runs with averaging saved."""
+def _sizes_of_means(report: AverageReport, parents: Parents) -> list[int]:
+    """Return how many snapshots the inputs are means of, where they are what runs with averaging saved; else none."""
     facts = [averaged(record.phases) for record in parents.records]
     if not all(facts) or any(entry.step is not None for entry in report.inputs):
-        return ""
-    return f", each of which is the mean of {' or '.join(sorted({str(f['snapshots']) for f in facts}))} snapshots"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
+        return []
+    return sorted({entry["snapshots"] for entry in facts})
 
 
 _SHARED = ("task", "arguments", "model", "data", "languages", "labels", "few_shot")

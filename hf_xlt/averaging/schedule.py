@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, setting
 
 UNIFORM, WEIGHTED, LAST_K, EMA = "uniform", "weighted", "last_k", "ema"
 MODES = (UNIFORM, WEIGHTED, LAST_K, EMA)
@@ -31,7 +31,7 @@ def parse_every(text: str) -> float | int | str:
         number = float(text)
     except ValueError as error:
         raise ConfigError(
-            f"`--average-every {text}` is neither `epoch` nor `save` nor a number; give 0.1 for ten snapshots."
+            f"{setting('average_every', text)} is neither `epoch` nor `save` nor a number; give 0.1 for ten snapshots."
         ) from error
     return int(number) if number >= 1 and number.is_integer() else number
 

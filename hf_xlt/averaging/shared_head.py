@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hf_xlt.averaging.heads import Head, digest_of, head_digest, head_parameters, put_head, read_head
 from hf_xlt.averaging.parameters import bare
-from hf_xlt.errors import ConfigError, RunError
+from hf_xlt.errors import ConfigError, RunError, setting
 from hf_xlt.models import is_adapted
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ class SharedHead:
             ConfigError: there is no donor, or it has no head.
         """
         if not Path(donor).exists():
-            raise ConfigError(f"`--share-head {donor}` is missing; give a finished run, its model, or a head file.")
+            raise ConfigError(
+                f"{setting('share_head', donor)} is missing; give a finished run, its model, or a head file."
+            )
         head = read_head(donor)
         self.name = Path(donor).name
         self._head = Head({name: value.float() for name, value in head.tensors.items()}, head.labels, head.place)

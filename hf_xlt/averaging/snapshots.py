@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hf_xlt.averaging.callback import CheckpointAveragingCallback
 from hf_xlt.averaging.model_folder import write_model
-from hf_xlt.errors import RunError
+from hf_xlt.errors import RunError, setting
 from hf_xlt.models import is_adapted
 from hf_xlt.written import delete_written
 
@@ -77,7 +77,7 @@ def check_snapshots(run: Path, steps: tuple[int, ...]) -> None:
     if missing:
         raise RunError(
             f"`{snapshot_folder(run, missing[0])}` is gone, so the comparators cannot be scored. Start the run "
-            "anew with `--overwrite`."
+            f"anew with {setting('overwrite')}."
         )
 
 

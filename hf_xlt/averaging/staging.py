@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from hf_xlt.errors import ConfigError, RunError
+from hf_xlt.errors import ConfigError, RunError, setting
 from hf_xlt.files import sync_file, sync_folder
 from hf_xlt.written import carry_over, sort_out
 
@@ -51,7 +51,7 @@ def check_output(output: Path, inputs: list[Path], overwrite: bool) -> None:
     if not (output / MANIFEST_NAME).is_file():
         raise ConfigError(f"`{output}` is not empty and holds no average, so it is left alone; give another folder.")
     if not overwrite:
-        raise ConfigError(f"`{output}` holds an average already; add `--overwrite` to replace it.")
+        raise ConfigError(f"`{output}` holds an average already; add {setting('overwrite')} to replace it.")
 
 
 def check_space(output: Path, needed: int) -> None:

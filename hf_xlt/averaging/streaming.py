@@ -19,7 +19,7 @@ from hf_xlt.averaging.blocks import ELEMENTS, BlockWorker, NotEqual, NotFinite
 from hf_xlt.averaging.dtypes import FLOATS, SIZES, numpy_type, widen
 from hf_xlt.averaging.headers import WeightFile, file_state
 from hf_xlt.averaging.plan import OutputFile, Source, Span
-from hf_xlt.errors import ConfigError, RunError
+from hf_xlt.errors import ConfigError, RunError, setting
 
 # Beyond so many input files each read opens its file anew.
 _DESCRIPTORS = 256
@@ -271,13 +271,14 @@ def _not_finite(fault: NotFinite, inputs: Inputs) -> ConfigError:
             if count:
                 return ConfigError(
                     f"`{inputs.files[source.file].path}` holds {count:,} numbers in `{name}` that are NaN or "
-                    "infinite. Leave that checkpoint out; `--allow-non-finite` averages it all the same."
+                    f"infinite. Leave that checkpoint out; {setting('allow_non_finite')} averages it all the same."
                 )
         if first >= fault.first + ELEMENTS:
             break
     return ConfigError(
-        f"the mean of `{span.name_at(fault.first)}` is too large for its format; choose `--dtype float32`, or "
-        "`--accumulate float64`."
+        f"the mean of `{span.name_at(fault.first)}` is too large for its format; choose "
+        f"{setting('dtype', 'float32')}, or "
+        f"{setting('accumulate', 'float64')}."
     )
 
 
@@ -288,6 +289,6 @@ def _not_equal(fault: NotEqual, inputs: Inputs, head: frozenset[str]) -> ConfigE
     if name in head:
         return ConfigError(
             f"{where}. It belongs to the head, and heads that were trained apart have no mean: train the runs with "
-            "one shared and frozen head, or choose `--head take-first` or `--head average`."
+            f"one shared and frozen head, or choose {setting('head', 'take-first')} or {setting('head', 'average')}."
         )
     return ConfigError(f"{where}. It holds whole numbers, which are not averaged: all inputs must agree.")

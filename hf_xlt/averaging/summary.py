@@ -7,6 +7,8 @@ from typing import Any
 
 # The name under which the average stands in checkpoints, in the ledger of phases and in the record.
 KEY = "averaging"
+# Where the record of an average on disk says of how many checkpoints and runs it was made.
+MADE_OF = "made_of"
 _SHOWN = 12
 
 
@@ -58,3 +60,18 @@ def describe(facts: dict[str, Any]) -> str:
         f"The weights are the {words} that were taken {every_words(facts['every'])} of this run: "
         f"{facts['snapshots']}, after update{'s' * (len(steps) > 1)} {', '.join(steps)}."
     )
+
+
+def describe_made(made_of: dict[str, Any]) -> str:
+    """Say in a sentence what an average on disk is the mean of.
+
+    Args:
+        made_of: `checkpoints` and `runs` (their numbers), and `of_means`: of how many snapshots the checkpoints are
+            means themselves, none where they are no means.
+    """
+    counts = " of ".join(
+        f"{made_of[noun]} {noun if made_of[noun] != 1 else noun[:-1]}" for noun in ("checkpoints", "runs")
+    )
+    sizes = " or ".join(str(size) for size in made_of["of_means"])
+    inner = f", each of which is the mean of {sizes} snapshots" if sizes else ""
+    return f"The mean of {counts}{inner}."

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_xlt.averaging.inputs import Snapshot
+from hf_xlt.errors import setting
 
 STATE_NAME = "trainer_state.json"
 _LOSS_RATIO = 2.0
@@ -15,7 +16,7 @@ _LOSS_RATIO = 2.0
 def early_snapshot_note(
     history: Sequence[Mapping[str, Any]],
     first_step: int,
-    remedy: str = "`--window 0.2:1.0` or `--last`",
+    remedy: str | None = None,
     warmup_steps: int = 0,
 ) -> str | None:
     """Say when the first averaged snapshot was taken too early to help.
@@ -25,7 +26,7 @@ def early_snapshot_note(
     Args:
         history: the Trainer's `log_history`, with `step`, `loss` and `learning_rate`.
         first_step: update after which the first averaged snapshot was taken.
-        remedy: the setting that leaves early ones out.
+        remedy: the setting that leaves early ones out; those of an average on disk if None.
         warmup_steps: updates of the warm-up, where they are known and need not be read off the history.
 
     Returns:
@@ -45,6 +46,7 @@ def early_snapshot_note(
         reason = f"had a training loss of {before[-1]:.3g}, and the last one {losses[-1][1]:.3g}"
     else:
         return None
+    remedy = remedy or f"{setting('window', '0.2:1.0')} or {setting('last_k', flag='last')}"
     return (
         f"the snapshot of step {first_step} {reason}: it may pull the average back. Leave early ones out with "
         f"{remedy}."

@@ -9,7 +9,7 @@ import math
 from collections.abc import Hashable, Sequence
 from fractions import Fraction
 
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, setting
 
 # Weights of so many parts are summed as whole numbers and divided once; finer ones are multiplied as fractions.
 _WHOLE_LIMIT = 2**20
@@ -72,10 +72,12 @@ def snapshot_weights(
     if len(weights) != len(runs):
         raise ConfigError(f"{len(weights)} weights for {len(runs)} snapshots; give one weight per snapshot.")
     if any(weight < 0 for weight in weights) and not allow_negative:
-        raise ConfigError("a weight is negative; `--allow-negative` permits that.")
+        raise ConfigError(f"a weight is negative; {setting('allow_negative')} permits that.")
     if ema_decay is not None:
         if not 0 <= ema_decay < 1:
-            raise ConfigError(f"`--ema {float(ema_decay):g}` must be at least 0 and below 1.")
+            raise ConfigError(
+                f"{setting('ema_decay', f'{float(ema_decay):g}', flag='ema')} must be at least 0 and below 1."
+            )
         for run in dict.fromkeys(runs):
             members = [number for number, other in enumerate(runs) if other == run]
             for number, weight in zip(members, ema_weights(len(members), ema_decay), strict=True):

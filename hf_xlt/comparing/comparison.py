@@ -17,7 +17,7 @@ from hf_xlt.comparing.statistics import (
     item_test,
     sign_flip_test,
 )
-from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.errors import ConfigError, close_match, setting
 from hf_xlt.languages import english_name
 from hf_xlt.results import SOURCE, TARGET, percent
 
@@ -229,7 +229,7 @@ def _choose_baseline(conditions: Sequence[Condition], asked: str | None) -> Cond
     if asked is not None and len(exact or matching) != 1:
         problem = "is no condition" if not matching else f"is the beginning of {len(matching)} conditions"
         raise ConfigError(
-            f"`--baseline {asked}` {problem}.{close_match(asked, names)} Conditions: "
+            f"{setting('baseline', asked)} {problem}.{close_match(asked, names)} Conditions: "
             f"{', '.join(f'`{name}`' for name in names)}."
         )
     return (exact or matching or list(conditions))[0]

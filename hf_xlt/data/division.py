@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hf_xlt.data.tables import Rows, Shape, Source
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, setting
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -83,7 +83,8 @@ class Division:
             start = stop
             if not cut[name]:
                 raise ConfigError(
-                    f"{where} has {len(ids)} rows, too few for `--divide-split`: `{name}` ({share:g}) would be empty."
+                    f"{where} has {len(ids)} rows, too few for {setting('divide_split')}: `{name}` ({share:g}) "
+                    f"would be empty."
                 )
         return cut
 
@@ -110,12 +111,14 @@ def parse_division(entries: Sequence[str] | None, seed: int, id_column: str = ID
             share = 0.0
         if not name or not 0 < share < 1 or name in shares:
             raise ConfigError(
-                f"`--divide-split {entry}`: give each part once, with its share between 0 and 1, such as "
+                f"{setting('divide_split', entry)}: give each part once, with its share between 0 and 1, such as "
                 "`train=0.8,validation=0.1,test=0.1`."
             )
         shares[name] = share
     if shares and abs(sum(shares.values()) - 1) > 1e-6:
-        raise ConfigError(f"the shares of `--divide-split` sum to {sum(shares.values()):g}; they must sum to 1.")
+        raise ConfigError(
+            f"the shares of {setting('divide_split')} sum to {sum(shares.values()):g}; they must sum to 1."
+        )
     return Division(tuple(shares.items()), seed, id_column=id_column) if shares else None
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hf_xlt.data.joining import check_id_column, check_same_labels, counted, missing_from, rows_by_id
 from hf_xlt.data.labels import LabelInventory
 from hf_xlt.data.roles import SOURCE_TEST, TARGET_TEST, DataPlan, DataSet
-from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.errors import ConfigError, close_match, setting
 from hf_xlt.languages import find_same
 
 if TYPE_CHECKING:
@@ -78,36 +78,42 @@ def choose_pair_sets(plan: DataPlan, arguments: DataArguments) -> list[DataSet]:
         ConfigError: the data are no pairs, have no ids or differ in size, or a language is not scored.
     """
     if plan.task.class_column is None and SECOND in plan.task.columns:
-        raise ConfigError(f"`--generalized` scores pairs with one class each; {plan.task.name} has several labels.")
+        raise ConfigError(
+            f"{setting('generalized')} scores pairs with one class each; {plan.task.name} has several labels."
+        )
     scored = {entry.language: entry for entry in plan.of_role(SOURCE_TEST, TARGET_TEST)}
     asked = arguments.generalized_languages or list(scored)
     for language in asked:
         if language not in scored:
             raise ConfigError(
-                f"`--generalized-languages`: `{language}` is not scored.{close_match(language, scored)} "
+                f"{setting('generalized_languages')}: `{language}` is not scored.{close_match(language, scored)} "
                 f"Languages that are: {', '.join(scored)}."
             )
     chosen = [entry for language, entry in scored.items() if language in asked]
     for entry in chosen:
         if SECOND not in entry.columns:
             raise ConfigError(
-                "`--generalized` puts the two sentences of a pair in different languages, but this task has single "
-                f"texts: {entry.where} has no second text. `--text-pair-column` names it; `hf-xlt make-pairs` makes "
+                f"{setting('generalized')} puts the two sentences of a pair in different languages, but this task "
+                f"has single "
+                f"texts: {entry.where} has no second text. {setting('text_pair_column')} names it; `hf-xlt "
+                f"make-pairs` makes "
                 "pairs from parallel sentences."
             )
         present = entry.source.inspect(entry.language, entry.split).columns
         check_id_column(present, arguments.id_column, entry.where)
     if len(chosen) < 2:
         raise ConfigError(
-            f"`--generalized` needs two languages or more, but {', '.join(scored) or 'none'} is all that is scored; "
-            "add `--target-languages`."
+            f"{setting('generalized')} needs two languages or more, but {', '.join(scored) or 'none'} is all that "
+            f"is scored; "
+            f"add {setting('target_languages')}."
         )
     first = chosen[0]
     for entry in chosen[1:]:
         if entry.rows != first.rows:
             raise ConfigError(
                 f"{entry.where} has {counted(entry.rows, 'row')} and {first.where} has {first.rows:,}: their examples "
-                "cannot be joined one to one. Choose languages that share all ids with `--generalized-languages`."
+                f"cannot be joined one to one. Choose languages that share all ids with "
+                f"{setting('generalized_languages')}."
             )
     return chosen
 
@@ -169,5 +175,5 @@ def _check_same_ids(first: DataSet, entry: DataSet, rows: Mapping[str, Mapping[s
             raise ConfigError(
                 f"{lacking.where} lacks {len(missing):,} of the {counted(len(rows[whole.language]), 'id')} of "
                 f"{whole.where}, such as `{missing[0]}`: the languages cannot be joined. Complete the data, or leave "
-                f"`{entry.language}` out with `--generalized-languages`."
+                f"`{entry.language}` out with {setting('generalized_languages')}."
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.errors import ConfigError, close_match, setting
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,7 +20,7 @@ def check_id_column(present: Sequence[str], id_column: str, where: str) -> None:
     if id_column not in present:
         raise ConfigError(
             f"{where} must contain a `{id_column}` column, by which languages are joined; its columns are "
-            f"{', '.join(present)}.{close_match(id_column, present)} Name the right one with `--id-column`."
+            f"{', '.join(present)}.{close_match(id_column, present)} Name the right one with {setting('id_column')}."
         )
 
 

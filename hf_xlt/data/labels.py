@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_xlt.errors import ConfigError, close_match, few, shortened
+from hf_xlt.errors import ConfigError, close_match, few, setting, shortened
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -95,7 +95,7 @@ class LabelInventory:
         if isinstance(value, bool):
             value = str(value)
         if isinstance(value, (list, tuple, dict)):
-            raise ConfigError(f"{spot}: label {shortened(value)} is no single label. {_ONE_LABEL}")
+            raise ConfigError(f"{spot}: label {shortened(value)} is no single label. {_one_label()}")
         if value is None or value == "" or not isinstance(value, (int, str)):
             raise ConfigError(f"{spot}: label {value!r} is neither a class index nor a class name.")
         text = str(value) if isinstance(value, int) else normal(value)
@@ -107,19 +107,20 @@ class LabelInventory:
         if not _NUMBER.fullmatch(text):
             raise ConfigError(
                 f"{spot}: label {value!r} is not in the inventory {few(self.names)}."
-                f"{close_match(text, self.names)} It is that of the source training split; `--labels` names another."
+                f"{close_match(text, self.names)} It is that of the source training split; {setting('labels')} "
+                f"names another."
             )
         if not self.numbered:
             raise ConfigError(
                 f"{spot}: label {value!r} is a bare number, and the classes have names: {few(self.names)}. Which "
                 "is which? Give the data a column of names, or name the classes in the order of the numbers with "
-                "`--labels`."
+                f"{setting('labels')}."
             )
         if 0 <= int(text) < len(self.names):
             return int(text)
         raise ConfigError(
             f"{spot}: label {value} is outside the inventory 0..{len(self.names) - 1} "
-            f"({few(self.names)}). The inventory is that of the source training split; `--labels` names it."
+            f"({few(self.names)}). The inventory is that of the source training split; {setting('labels')} names it."
         )
 
 
@@ -137,7 +138,9 @@ def describe_spelling(where: str, labels: Iterable[Any], inventory: LabelInvento
     return [told] if pairs else []
 
 
-_ONE_LABEL = "`text-classification` takes one label per row; `--task multi-label-classification` takes several."
+def _one_label() -> str:
+    several = setting("task", "multi-label-classification")
+    return f"`text-classification` takes one label per row; {several} takes several."
 
 
 def is_number(text: str) -> bool:
@@ -239,7 +242,7 @@ def find_inventory(tables: Sequence[Dataset], column: str, given: Sequence[str] 
     if given:
         names = tuple(map(normal, given))
         if len(set(names)) != len(names):
-            raise ConfigError(f"`--labels` names a class twice: {', '.join(names)}.")
+            raise ConfigError(f"{setting('labels')} names a class twice: {', '.join(names)}.")
         return _checked(names, True)
     ordered: list[str] = []
     present: set[Any] = set()
@@ -282,7 +285,9 @@ def _values_of(table: Dataset, column: str) -> list[Any]:
     values = list({repr(value): value for value in named(table, column)[column]}.values())
     for value in values:
         if isinstance(value, (list, dict)):
-            raise ConfigError(f"column `{column}` of the source training data holds {shortened(value)}. {_ONE_LABEL}")
+            raise ConfigError(
+                f"column `{column}` of the source training data holds {shortened(value)}. {_one_label()}"
+            )
         if isinstance(value, float):
             raise _fraction_problem(column, value)
         if not _is_plain(value):

@@ -18,7 +18,7 @@ from hf_xlt.data.labels import (
     plain,
 )
 from hf_xlt.data.roles import DataPlan, DataSet
-from hf_xlt.errors import ConfigError, few
+from hf_xlt.errors import ConfigError, few, setting
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,9 +51,11 @@ def match_labels(
     declared = _declared_names(entries[0].read_as_written(), entries[0].columns[role])
     names = tuple(map(normal, given or classes))
     if len(names) != len(classes):
-        raise ConfigError(f"`--labels` names {len(names)} classes, and the model has {len(classes)}: {_few(classes)}.")
+        raise ConfigError(
+            f"{setting('labels')} names {len(names)} classes, and the model has {len(classes)}: {_few(classes)}."
+        )
     if len(set(names)) != len(names):
-        raise ConfigError(f"a class is named twice: {_few(names)}. Name the model's classes with `--labels`.")
+        raise ConfigError(f"a class is named twice: {_few(names)}. Name the model's classes with {setting('labels')}.")
     unnamed = all(map(GENERIC.fullmatch, classes))
     counted: tuple[str, ...] = ()
     if given and sorted(map(plain, names)) == sorted(map(plain, classes)):
@@ -87,7 +89,7 @@ def _unnamed(classes: Sequence[str], declared: Sequence[str], where: str) -> tup
     if not isinstance(declared, tuple):
         raise ConfigError(
             f"the model's classes have no names ({_few(classes)}) and {where} has labels {_few(sorted(declared))}; "
-            "name the classes in the model's order with `--labels`."
+            f"name the classes in the model's order with {setting('labels')}."
         )
     if len(declared) != len(classes):
         raise ConfigError(f"the model has {len(classes)} classes, and {where} has {len(declared)}: {_few(declared)}.")
@@ -160,7 +162,7 @@ class _Matching:
             raise ConfigError(
                 f"{where} has labels that the model has no class for: {_few(strange)}. The model's classes are "
                 f"{_few(self.names)}; if they only have other names, give the data's in the model's order with "
-                "`--labels`."
+                f"{setting('labels')}."
             )
         return near
 

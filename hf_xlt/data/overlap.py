@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hf_xlt.data.tables import Rows
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, setting
 from hf_xlt.languages import english_name
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ class Shared:
 
     def describe(self) -> str:
         """Say it in a sentence."""
-        return f"{self.where}: the same rows serve as {self.roles[0]} and {self.roles[1]} data (--allow-shared-rows)."
+        permission = setting("allow_shared_rows").strip("`")
+        return f"{self.where}: the same rows serve as {self.roles[0]} and {self.roles[1]} data ({permission})."
 
 
 @dataclass
@@ -79,7 +80,8 @@ def refusal(entry: DataSet, other: DataSet) -> str:
     return (
         f"{entry.where}: the same rows would be {other.role} data (split `{other.split}`) and {entry.role} data "
         f"(split `{entry.split}`). Name another split, or other data, for one of them; or divide the set with "
-        "`--divide-split train=0.8,validation=0.1,test=0.1`. `--allow-shared-rows` permits it, and the card says so."
+        f"{setting('divide_split', 'train=0.8,validation=0.1,test=0.1')}. {setting('allow_shared_rows')} permits "
+        f"it, and the card says so."
     )
 
 

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, setting
 
 SAME, DIFFERENT = 1, 0
 # How often a random matching is begun anew; the first or second begin succeeds unless pairs are almost exhausted.
@@ -85,7 +85,7 @@ def _usable_groups(
     if rounds > possible:
         raise ConfigError(
             f"`{smallest}` has {len(groups[smallest])} sentences, enough for {2 * possible} pairs per sentence and "
-            f"not for {2 * rounds}; lower `--pairs-per-sentence`."
+            f"not for {2 * rounds}; lower {setting('pairs_per_sentence')}."
         )
     largest = max(groups, key=lambda label: (len(groups[label]), label))
     others = sum(map(len, groups.values())) - len(groups[largest])
@@ -117,7 +117,9 @@ def _different_pairs(
         chance.shuffle(partners)
         if _mend(used, partners, labels, taken, chance):
             return list(zip(used, partners, strict=True))
-    raise ConfigError("there are too few sentences for so many different pairs; lower `--pairs-per-sentence`.")
+    raise ConfigError(
+        f"there are too few sentences for so many different pairs; lower {setting('pairs_per_sentence')}."
+    )
 
 
 def _mend(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hf_xlt.data.patterns import parse_language_map
 from hf_xlt.data.sources import EMBEDDED, Source, make_source
-from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.errors import ConfigError, close_match, setting
 from hf_xlt.languages import check_code, same_language
 
 
@@ -60,13 +60,15 @@ def read_parallel(
         ConfigError: the data cannot be used.
     """
     if spec == EMBEDDED:
-        raise ConfigError("the embedded task is no set of parallel sentences; give `--dataset` a pattern or a Hub id.")
+        raise ConfigError(
+            f"the embedded task is no set of parallel sentences; give {setting('dataset')} a pattern or a Hub id."
+        )
     source = make_source(spec, language_column, split, parse_language_map(language_map))
     known = source.languages(split)
     if not known:
         there = " ".join(["", *source.left_out(split)])
         raise ConfigError(
-            f"no file fits `{spec}` for the split `{split}`.{there} Check the pattern, or name the `--split`."
+            f"no file fits `{spec}` for the split `{split}`.{there} Check the pattern, or name the {setting('split')}."
         )
     wanted = _wanted_languages(languages, known, source_language if id_column else None)
     if id_column is None:
@@ -76,7 +78,7 @@ def read_parallel(
     if source_language not in known:
         raise ConfigError(
             f"source language `{source_language}` has no `{split}` split.{close_match(source_language, known)} "
-            f"Languages there: {', '.join(known)}. Name another with `--source-language`."
+            f"Languages there: {', '.join(known)}. Name another with {setting('source_language')}."
         )
     others = _by_id(source, source_language, split, id_column, text_column)
     return source, [
@@ -95,9 +97,11 @@ def _wanted_languages(asked: str, known: Sequence[str], without: str | None) -> 
                 f"language `{code}` is not in the data.{close_match(code, known)} Languages there: {', '.join(known)}."
             )
         if code == without:
-            raise ConfigError(f"`{code}` is the source language; leave it out of `--languages`.")
+            raise ConfigError(f"`{code}` is the source language; leave it out of {setting('languages')}.")
     if not wanted:
-        raise ConfigError(f"no language to score: `--languages` is {asked!r}; languages there: {', '.join(known)}.")
+        raise ConfigError(
+            f"no language to score: {setting('languages')} is {asked!r}; languages there: {', '.join(known)}."
+        )
     return wanted
 
 
@@ -108,10 +112,11 @@ def _columns(source: Source, language: str, split: str, names: Sequence[str]) ->
         if name not in table.column_names:
             raise ConfigError(
                 f"{where} must contain a `{name}` column; it has {', '.join(table.column_names)}. Name it with "
-                "`--text-column` or `--pair-column`, or join files of several languages with `--id-column`."
+                f"{setting('text_column')} or {setting('pair_column')}, or join files of several languages with "
+                f"{setting('id_column')}."
             )
     if len(table) == 0:
-        raise ConfigError(f"{where} is empty; leave the language out of `--languages`.")
+        raise ConfigError(f"{where} is empty; leave the language out of {setting('languages')}.")
     columns = [tuple(table[name]) for name in names]
     for name, values in zip(names, columns, strict=True):
         for row, value in enumerate(values):

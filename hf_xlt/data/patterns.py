@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.errors import ConfigError, close_match, setting
 from hf_xlt.languages import check_code, is_code
 
 LANG, SPLIT = "lang", "split"
@@ -194,7 +194,8 @@ class LanguageNames:
                 strange.append(name)
             elif code in found:
                 raise ConfigError(
-                    f"{where} has both `{found[code]}` and `{name}`, and `--language-map` makes both `{code}`; give "
+                    f"{where} has both `{found[code]}` and `{name}`, and {setting('language_map')} makes both "
+                    f"`{code}`; give "
                     "one of them another code."
                 )
             else:
@@ -215,11 +216,12 @@ def parse_language_map(entries: Sequence[str] | None) -> LanguageNames:
         name, equals, code = (part.strip() for part in entry.partition("="))
         if not (name and equals and code):
             raise ConfigError(
-                f"`--language-map {entry}` is no NAME=CODE; write `indonesian=id,toba_batak=bbc`: the name that the "
+                f"{setting('language_map', entry)} is no NAME=CODE; write `indonesian=id,toba_batak=bbc`: the name "
+                f"that the "
                 "data have, and the language's code."
             )
         if codes.get(name, code) != code:
-            raise ConfigError(f"`--language-map` gives `{name}` two codes, `{codes[name]}` and `{code}`.")
+            raise ConfigError(f"{setting('language_map')} gives `{name}` two codes, `{codes[name]}` and `{code}`.")
         codes[name] = check_code(code)
     return LanguageNames(codes)
 
@@ -231,7 +233,7 @@ def unknown_names(strange: Sequence[str], where: str) -> str:
     shown = [f"`{name}`" for name in strange[:8]]
     more = f" and {len(strange) - 8} more" if len(strange) > 8 else ""
     example = next((name for name in strange if name != "all" and not re.search(r"[,=\s]", name)), None)
-    way_out = f"; `--language-map {example}=CODE` says which language is meant" if example else ""
+    way_out = f"; {setting('language_map', f'{example}=CODE')} says which language is meant" if example else ""
     are = "is no language code and was" if len(strange) == 1 else "are no language codes and were"
     return f"{', '.join(shown)}{more} in {where} {are} not used{way_out}."
 
@@ -241,4 +243,5 @@ def missing_language(language: str, present: Sequence[str], strange: Sequence[st
     there = f"{close_match(language, present)} Languages there: {', '.join(present) or 'none'}."
     if not strange:
         return there
-    return f"{there} Not taken as codes: {', '.join(strange[:8])} (`--language-map NAME=CODE` names their languages)."
+    mapping = setting("language_map", "NAME=CODE")
+    return f"{there} Not taken as codes: {', '.join(strange[:8])} ({mapping} names their languages)."

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.errors import ConfigError, close_match, setting
 from hf_xlt.tasks import Reading, Task
 
 if TYPE_CHECKING:
@@ -31,13 +31,15 @@ def columns_reading(arguments: DataArguments, task: Task, present: Sequence[str]
     """
     names = tuple(arguments.label_columns or ())
     if task.read_columns is None:
-        raise ConfigError(f"task `{task.name}` has no `--label-columns`; it has one label per row.")
+        raise ConfigError(f"task `{task.name}` has no {setting('label_columns')}; it has one label per row.")
     if arguments.label_column or len(set(names)) < max(len(names), 2):
-        raise ConfigError("`--label-columns` names two or more columns, each once, in place of `--label-column`.")
+        raise ConfigError(
+            f"{setting('label_columns')} names two or more columns, each once, in place of {setting('label_column')}."
+        )
     missing = [name for name in names if name not in present]
     if missing:
         raise ConfigError(
-            f"{where} has no column `{missing[0]}`, which `--label-columns` names; its columns are "
+            f"{where} has no column `{missing[0]}`, which {setting('label_columns')} names; its columns are "
             f"{', '.join(present)}.{close_match(missing[0], present)}"
         )
     return task.read_columns(names, _LABEL_LIST, where)

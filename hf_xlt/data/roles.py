@@ -25,9 +25,9 @@ from hf_xlt.data.targets import (
     target_sources,
     variants_with,
 )
-from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.errors import ConfigError, close_match, setting
 from hf_xlt.languages import find_same
-from hf_xlt.tasks import COLUMN_ROLES, Reading, Task
+from hf_xlt.tasks import COLUMN_ROLES, Reading, Task, column_setting
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -287,7 +287,7 @@ def _check_same_columns(entries: Iterable[DataSet]) -> None:
             role = sorted(set(other.columns) - set(lacking.columns))[0]
             raise ConfigError(
                 f"{other.where} has a `{role}` column (`{other.columns[role]}`), but {lacking.where} has none. "
-                f"All data of a run are single texts or all are pairs; `--{role.replace('_', '-')}-column` names it."
+                f"All data of a run are single texts or all are pairs; {column_setting(role)} names it."
             )
 
 
@@ -298,7 +298,8 @@ def _without_sources(languages: Sequence[str], arguments: DataArguments) -> list
         source = find_same(named[0], arguments.source_languages)
         other = "" if source == named[0] else f" (it is `{source}` under another code)"
         raise ConfigError(
-            f"`{named[0]}` is both a source and an auxiliary language{other}; leave it out of `--auxiliary-languages`."
+            f"`{named[0]}` is both a source and an auxiliary language{other}; leave it out of "
+            f"{setting('auxiliary_languages')}."
         )
     others = [code for code in languages if not find_same(code, arguments.source_languages)]
     if languages and not others:

@@ -41,7 +41,7 @@ from hf_xlt.data.tables import (
     select_equal,
     split_names,
 )
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, setting
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -191,8 +191,8 @@ class FileSource:
             there = f" Splits there: {', '.join(splits)}." if splits and self._by_path else ""
             raise ConfigError(
                 f"no file fits `{self.pattern}` for the split `{split}`: looked for `{literal}`.{there} "
-                "Check the pattern, or name the split with `--source-split`, `--validation-split`, "
-                "`--target-split` or `--few-shot-split`."
+                f"Check the pattern, or name the split with {setting('source_split')}, {setting('validation_split')}, "
+                f"{setting('target_split')} or {setting('few_shot_split')}."
             )
         raise ConfigError(
             f"language `{language}` has no `{split}` split: `{literal}` is missing."

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from hf_xlt.data.formats import inspect_file
 from hf_xlt.data.patterns import USUAL_SPLITS
-from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.errors import ConfigError, close_match, setting
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -120,7 +120,7 @@ def find_language_column(table: Dataset, given: str | None, where: str, way_out:
             return column
     raise ConfigError(
         f"`{where}` must contain a column that names the language ({' or '.join(wanted)}); it has "
-        f"{', '.join(table.column_names)}. Name it with `--language-column`, or {way_out}."
+        f"{', '.join(table.column_names)}. Name it with {setting('language_column')}, or {way_out}."
     )
 
 
@@ -207,7 +207,7 @@ def check_single(path: Path, split: str | None, default: str | None, pattern: st
         raise ConfigError(
             f"`{path}` is a single set, used as `{default}`, without a `{SPLIT_COLUMN}` column to take `{split}` from."
             f" Give a pattern with {{split}}, or a separate file for the role that needs `{split}`; or let `hf-xlt "
-            "run` divide the set: `--divide-split train=0.8,validation=0.1,test=0.1`."
+            f"run` divide the set: {setting('divide_split', 'train=0.8,validation=0.1,test=0.1')}."
         )
     if split not in USUAL_SPLITS and split not in re.split(r"[^A-Za-z0-9]+", pattern) and split not in pattern:
         raise ConfigError(

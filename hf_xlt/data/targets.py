@@ -11,7 +11,7 @@ from hf_xlt.data.division import ID_COLUMN, DividedSource, Division
 from hf_xlt.data.joining import check_id_column
 from hf_xlt.data.patterns import missing_language, parse_language_map
 from hf_xlt.data.sources import Source, make_source
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, setting
 from hf_xlt.languages import check_code, check_no_target, find_same, find_variants, is_code
 from hf_xlt.tasks import COLUMN_ROLES, Task
 
@@ -160,13 +160,15 @@ class Opener:
         if self.division is not None and not divides:
             there = sorted({name for source in self.opened for name in getattr(source, "inner", source).splits()})
             raise ConfigError(
-                f"`--divide-split` divides nothing: the data have the splits {', '.join(there) or 'none'}, and only "
+                f"{setting('divide_split')} divides nothing: the data have the splits {', '.join(there) or 'none'}, "
+                f"and only "
                 "data with one of the parts at most, or with one split, are divided. Leave it out, or name others."
             )
         unused = sorted(set(self.names.codes) - self.names.used)
         if unused:
             raise ConfigError(
-                f"`--language-map` names `{unused[0]}`, and no data of this run have a language of that name. Correct "
+                f"{setting('language_map')} names `{unused[0]}`, and no data of this run have a language of that "
+                f"name. Correct "
                 "it, or leave it out."
             )
 
@@ -199,14 +201,14 @@ def target_languages(
         if not chosen and auxiliary:
             raise ConfigError(
                 f"every language of the target data is an auxiliary one ({', '.join(auxiliary)}), so no zero-shot "
-                "target is left. Name fewer with `--auxiliary-languages`."
+                f"target is left. Name fewer with {setting('auxiliary_languages')}."
             )
         if not chosen and variants:
             raise ConfigError(f"no target language is left. {' '.join(variants)} Give target data of other languages.")
         if not chosen:
             raise ConfigError(
                 f"no target language has a `{split}` split in {_places(targets)}.{_what_is_there(targets, split)} "
-                "Check the pattern, or name the split with `--target-split`."
+                f"Check the pattern, or name the split with {setting('target_split')}."
             )
     else:
         chosen = list(arguments.target_languages)

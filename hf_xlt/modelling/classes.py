@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_xlt.data.labels import LabelInventory, plain
 from hf_xlt.data.model_labels import GENERIC
-from hf_xlt.errors import ConfigError, few
+from hf_xlt.errors import ConfigError, few, setting
 from hf_xlt.modelling.reloading import body_of
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def order_head(model: PreTrainedModel, order: list[int], new: set[str]) -> None:
     if len(layers) != 1:
         raise ConfigError(
             "the model was trained for the same classes in another order, and its head has no single layer in which "
-            "they could be put into this one. Name them in the model's order with `--labels`."
+            f"they could be put into this one. Name them in the model's order with {setting('labels')}."
         )
     with torch.no_grad():
         for parameter in next(iter(layers.values())).parameters():

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_xlt.errors import RunError
+from hf_xlt.errors import RunError, setting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -112,5 +112,5 @@ def check_complete(folder: Path, missing: list[str], unexpected: list[str]) -> N
             shown = ", ".join(f"`{name}`" for name in sorted(names)[:_SHOWN])
             raise RunError(
                 f"checkpoint `{folder}` {problem} {len(names)} weights, such as {shown}: the model cannot be what it "
-                "was. Remove the checkpoint and resume from an older one, or start anew with `--overwrite`."
+                f"was. Remove the checkpoint and resume from an older one, or start anew with {setting('overwrite')}."
             )

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, setting
 from hf_xlt.modelling.limits import Limits, find_limits
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def fit_tokenizer(source: ModelSource, task: Task, asked: int | None, resize: bo
         check_resize(source, tokenizer, limits.tokens, resize)
         notes.append(
             f"{count - limits.tokens:,} tokens of the tokenizer have no embedding in the model; new ones are made "
-            "(`--resize-embeddings`)."
+            f"({setting('resize_embeddings')})."
         )
         source = dataclasses.replace(source, token_rows=count)
     chosen = choose_padding(source, tokenizer, config, count)
@@ -100,7 +100,7 @@ def check_resize(source: ModelSource, tokenizer: PreTrainedTokenizerBase, rows: 
         return
     vocabulary = tokenizer.get_vocab()
     extra = sorted((token for token, number in vocabulary.items() if number >= rows), key=vocabulary.get)
-    remedy = "" if resize is None else ", or add `--resize-embeddings` to make new embeddings and train them"
+    remedy = "" if resize is None else f", or add {setting('resize_embeddings')} to make new embeddings and train them"
     raise ConfigError(
         f"the tokenizer of `{source.path}` has {len(extra)} tokens, such as `{extra[0]}`, that the model has no "
         f"embedding for (it has {rows:,}). Save the tokenizer that the model was trained with beside it{remedy}."
@@ -167,5 +167,5 @@ def longest_input(asked: int, tokenizer: PreTrainedTokenizerBase, config: Any) -
 
 def _cut_note(wanted: int, longest: int, tokenizer: PreTrainedTokenizerBase, by_user: bool) -> str:
     who = "tokenizer announces" if tokenizer.model_max_length <= longest else "model takes"
-    what = f"`--max-length {wanted}`" if by_user else f"the task's usual length of {wanted} tokens"
+    what = f"{setting('max_length', wanted)}" if by_user else f"the task's usual length of {wanted} tokens"
     return f"the {who} no more than {longest} tokens; inputs are cut there, and not at {what}."

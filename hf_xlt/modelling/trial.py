@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from hf_xlt.errors import ConfigError, one_line
+from hf_xlt.errors import ConfigError, one_line, setting
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +63,7 @@ def try_model(
         raise ConfigError(
             f"{kind_of(model)} cannot be trained for {task.name}: it fails on the first rows of the data "
             f"({type(error).__name__}: {one_line(error).rstrip('.')}). Choose another model, or another "
-            "`--max-length`."
+            f"{setting('max_length')}."
         ) from error
     _check_outputs(model, outputs, batch["input_ids"], task)
 

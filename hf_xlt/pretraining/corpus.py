@@ -317,7 +317,3 @@ class PackedRows:
                     place += 1
             number, offset = number + 1, 0
         return row
-
-    def documents_read(self, rows: int) -> float:
-        """Return how many passes over the documents the first `rows` rows make."""
-        return rows * self.body / self.tokens_per_pass

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hf_xlt.errors import ConfigError, RunError
+from hf_xlt.errors import ConfigError, RunError, setting
 from hf_xlt.files import sync_file, sync_folder
 from hf_xlt.written import carry_over
 
@@ -29,7 +29,7 @@ def check_folder(folder: Path, *, overwrite: bool, known: Iterable[str], what: s
         ConfigError: it is a file, or holds something that may not be replaced.
     """
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"`--output-dir {folder}` is a file; give a directory.")
+        raise ConfigError(f"{setting('output_dir', folder)} is a file; give a directory.")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     names = (path.name for path in folder.iterdir())
@@ -37,11 +37,12 @@ def check_folder(folder: Path, *, overwrite: bool, known: Iterable[str], what: s
     if foreign:
         raise ConfigError(
             f"`{folder}` holds `{foreign[0]}`, which is no part of {what}, so it is left alone; give another "
-            "`--output-dir`."
+            f"{setting('output_dir')}."
         )
     if not overwrite:
         raise ConfigError(
-            f"`{folder}` holds {what} already. Add `--overwrite` to replace it, or give another `--output-dir`."
+            f"`{folder}` holds {what} already. Add {setting('overwrite')} to replace it, or give another "
+            f"{setting('output_dir')}."
         )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, setting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -104,7 +104,7 @@ def shared_rows(
             return rows
         raise ConfigError(
             f"a vocabulary marks where words end (`{old.word_end or new.word_end}`), so its pieces cannot be matched; "
-            "use `--init random` or a function of your own."
+            f"use {setting('init', 'random')} or a function of your own."
         )
     known: dict[Piece, int] = {}
     for piece, index in _plain_pieces(old_tokenizer, old):

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.errors import ConfigError, close_match, setting
 from hf_xlt.training.dependent import dependent, unused_problems
 from hf_xlt.yaml_file import check_kinds
 
@@ -310,10 +310,13 @@ def split_budget(phases: Sequence[Phase], total_steps: int, meta_fraction: float
         ConfigError: there are not two phases, or a value is out of range.
     """
     if len(phases) != 2:
-        raise ConfigError(f"`--meta-fraction` divides a budget between 2 phases; this plan has {len(phases)}.")
+        raise ConfigError(
+            f"{setting('meta_fraction')} divides a budget between 2 phases; this plan has {len(phases)}."
+        )
     if total_steps < 1 or not 0 <= meta_fraction <= 1:
         raise ConfigError(
-            f"`--total-steps` is {total_steps} and `--meta-fraction` {meta_fraction}; give 1 or more, and 0 to 1."
+            f"{setting('total_steps')} is {total_steps} and {setting('meta_fraction')} {meta_fraction}; give 1 or "
+            f"more, and 0 to 1."
         )
     first = round(meta_fraction * total_steps)
     budgets = (first, total_steps - first)

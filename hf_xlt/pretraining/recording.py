@@ -40,8 +40,6 @@ def start_record(
         strategy={
             "name": strategy.name,
             "title": strategy.title,
-            "summary": strategy.summary,
-            "notes": strategy.notes,
             "paper": dataclasses.asdict(strategy.paper),
         },
         task=dict(TASK),

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, setting
 from hf_xlt.pretraining.texts import LanguageText, utf8_size
 from hf_xlt.randomness import derive_seed
 
@@ -100,7 +100,7 @@ def measure(
         ConfigError: `documents` is less than 1.
     """
     if documents < 1:
-        raise ConfigError(f"`--sample-documents` is {documents}; it must be 1 or more.")
+        raise ConfigError(f"{setting('sample_documents')} is {documents}; it must be 1 or more.")
     counted = text.documents
     estimated = len(counted) > documents
     if estimated:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_xlt.errors import ConfigError, RunError
+from hf_xlt.errors import ConfigError, RunError, setting
 from hf_xlt.files import write_json
 from hf_xlt.pretraining.batches import FAILURE, READER_STATE, PhaseText
 from hf_xlt.pretraining.streaming import MAX_FAILED_SHARDS, too_many_failed
@@ -85,7 +85,7 @@ class StreamStates:
                 raise RunError(
                     f"the text of `{code}`: {count} of {shards} shards cannot be read (the warnings say why). "
                     f"`max_failed_shards` is {self.max_failed_shards:g}; check the network or the files, or raise it, "
-                    "and continue with `--resume`."
+                    f"and continue with {setting('resume')}."
                 )
 
     def log_entries(self) -> dict[str, int]:
@@ -125,5 +125,5 @@ class StreamStates:
             "starts over, so some rows are read again."
         )
         if strict:
-            raise ConfigError(f"{message} Resume with the same numbers, or without `--strict-resume`.")
+            raise ConfigError(f"{message} Resume with the same numbers, or without {setting('strict_resume')}.")
         print(f"Warning: {message}", flush=True)  # noqa: T201

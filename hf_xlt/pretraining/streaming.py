@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hf_xlt.errors import ConfigError, RunError, one_line
+from hf_xlt.errors import ConfigError, RunError, one_line, setting
 from hf_xlt.pretraining.corpus import encode_documents, separator_token
 from hf_xlt.randomness import derive_seed
 
@@ -241,13 +241,13 @@ class StreamedRows:
         if self.failed == len(self._own_shards):
             raise RunError(
                 f"{self.where} cannot be read: {reason}. {_ATTEMPTS} attempts failed; check the network or the file, "
-                "and continue with `--resume`."
+                f"and continue with {setting('resume')}."
             ) from error
         if too_many_failed(self.failed, self.shards, self.max_failed_shards):
             raise RunError(
                 f"{self.where}: {self.failed} of {self.shards} shards cannot be read, the last one because: {reason}. "
                 f"`max_failed_shards` is {self.max_failed_shards:g}; check the network or the files, or raise it, and "
-                "continue with `--resume`."
+                f"continue with {setting('resume')}."
             ) from error
         print(  # noqa: T201
             f"Warning: {self.where}: shard {self._shard_number()} of {self.shards} (counted from 0) cannot be read: "

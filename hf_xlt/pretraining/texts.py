@@ -11,7 +11,7 @@ from functools import cached_property
 
 from hf_xlt.data.patterns import parse_language_map
 from hf_xlt.data.sources import Source, make_source
-from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.errors import ConfigError, close_match, setting
 from hf_xlt.languages import check_code
 
 ALL = "all"
@@ -70,7 +70,9 @@ def read_texts(
         ConfigError: no source, a source without files, an unknown language, no such column, or no text.
     """
     if not specs:
-        raise ConfigError("no text: give `--text` with a pattern such as `DIR/{lang}.parquet` or a Hub id.")
+        raise ConfigError(
+            f"no text: give {setting('text')} with a pattern such as `DIR/{{lang}}.parquet` or a Hub id."
+        )
     names = parse_language_map(language_map)
     sources = [make_source(spec, language_column, split, names) for spec in specs]
     found = [_languages(source, spec, split) for source, spec in zip(sources, specs, strict=True)]
@@ -92,7 +94,7 @@ def _languages(source: Source, spec: str, split: str) -> list[str]:
         there = " ".join(["", *source.left_out(split)])
         raise ConfigError(
             f"no file fits `{spec}` (split `{split}`).{there} Check the pattern, or name the split with "
-            "`--text-split`."
+            f"{setting('text_split')}."
         )
     return codes
 
@@ -102,11 +104,11 @@ def _wanted(languages: str, known: Sequence[str]) -> list[str]:
         return list(known)
     codes = list(dict.fromkeys(check_code(code.strip()) for code in languages.split(",") if code.strip()))
     if not codes:
-        raise ConfigError("`--languages` is empty; give codes separated by commas, or `all`.")
+        raise ConfigError(f"{setting('languages')} is empty; give codes separated by commas, or `all`.")
     for code in codes:
         if code not in known:
             raise ConfigError(
-                f"language `{code}` has no text in `--text`.{close_match(code, known)} "
+                f"language `{code}` has no text in {setting('text')}.{close_match(code, known)} "
                 f"Languages there: {', '.join(known)}."
             )
     return codes
@@ -119,16 +121,16 @@ def _read_language(code: str, sources: Sequence[Source], split: str, text_column
         if text_column not in table.column_names:
             raise ConfigError(
                 f"`{source.name}`, language `{code}`, must contain a `{text_column}` column; it has "
-                f"{', '.join(table.column_names)}. Name the column of the text with `--text-column`."
+                f"{', '.join(table.column_names)}. Name the column of the text with {setting('text_column')}."
             )
         values = table.with_format("arrow")[:][text_column].to_pylist()
         wrong = next((value for value in values if value is not None and not isinstance(value, str)), None)
         if wrong is not None:
             raise ConfigError(
                 f"`{source.name}`, language `{code}`: column `{text_column}` holds {type(wrong).__name__} values; "
-                "it must hold text. Name the column of the text with `--text-column`."
+                f"it must hold text. Name the column of the text with {setting('text_column')}."
             )
         documents += [value for value in values if value and not value.isspace()]
     if not documents:
-        raise ConfigError(f"language `{code}` has no text in `--text`: all rows are empty. Leave it out.")
+        raise ConfigError(f"language `{code}` has no text in {setting('text')}: all rows are empty. Leave it out.")
     return LanguageText(code, tuple(dict.fromkeys(source.name for source in sources)), tuple(documents))

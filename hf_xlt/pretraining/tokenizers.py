@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, setting
 from hf_xlt.pretraining.mixture import temperature_distribution
 from hf_xlt.pretraining.statistics import measure, warnings
 from hf_xlt.pretraining.texts import LanguageText, utf8_size
@@ -71,16 +71,19 @@ class TokenizerSettings:
             ConfigError: one is out of range.
         """
         if self.model not in MODELS:
-            raise ConfigError(f"`--model` is {self.model!r}; it must be one of {', '.join(MODELS)}.")
+            raise ConfigError(f"{setting('model')} is {self.model!r}; it must be one of {', '.join(MODELS)}.")
         if self.piece_count < 1:
             raise ConfigError(
-                f"`--vocab-size` is {self.vocab_size}; {self.vocab_size - self.piece_count} are special tokens"
+                f"{setting('vocab_size')} is {self.vocab_size}; {self.vocab_size - self.piece_count} are special "
+                f"tokens"
                 f"{' and byte pieces' if self.byte_fallback else ''}, so give more."
             )
         if not 0 < self.character_coverage <= 1:
-            raise ConfigError(f"`--character-coverage` is {self.character_coverage}; it must lie in (0, 1].")
+            raise ConfigError(f"{setting('character_coverage')} is {self.character_coverage}; it must lie in (0, 1].")
         if self.max_length < 3:
-            raise ConfigError(f"`--max-length` is {self.max_length}; it must be 3 or more: two tokens frame the text.")
+            raise ConfigError(
+                f"{setting('max_length')} is {self.max_length}; it must be 3 or more: two tokens frame the text."
+            )
 
     @property
     def piece_count(self) -> int:
@@ -126,7 +129,7 @@ def sample_mixture(texts: Mapping[str, LanguageText], alpha: float, sample_bytes
         ConfigError: no language, a negative alpha, or no bytes asked for.
     """
     if sample_bytes < 1:
-        raise ConfigError(f"`--sample-bytes` is {sample_bytes}; it must be 1 or more.")
+        raise ConfigError(f"{setting('sample_bytes')} is {sample_bytes}; it must be 1 or more.")
     sizes = {code: text.size for code, text in texts.items()}
     shares = temperature_distribution(sizes, alpha)
     budgets = _capped_budgets(shares, {code: MAXIMUM_REPEATS * size for code, size in sizes.items()}, sample_bytes)
@@ -179,11 +182,14 @@ def train_tokenizer(
     lines = {code: [frame.normalizer.normalize_str(line) for line in texts] for code, texts in documents.items()}
     alphabet, dropped = _alphabet(lines, settings.character_coverage)
     if not any(any(texts) for texts in lines.values()):
-        raise ConfigError("there is no text to train a tokenizer on; check `--text` and `--text-column`.")
+        raise ConfigError(
+            f"there is no text to train a tokenizer on; check {setting('text')} and {setting('text_column')}."
+        )
     if len(alphabet) >= settings.piece_count:
         raise ConfigError(
-            f"the text has {len(alphabet)} different characters and `--vocab-size {settings.vocab_size}` has room for "
-            f"{settings.piece_count} pieces. Give a larger one, or lower `--character-coverage` "
+            f"the text has {len(alphabet)} different characters and {setting('vocab_size', settings.vocab_size)} "
+            f"has room for "
+            f"{settings.piece_count} pieces. Give a larger one, or lower {setting('character_coverage')} "
             f"({settings.character_coverage})."
         )
     words = _word_counts(lines, dropped, frame)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from hf_xlt.errors import ConfigError, close_match
-from hf_xlt.tasks.base import Column, Encoding, Reading, Task, column_flag
+from hf_xlt.tasks.base import Column, Encoding, Reading, Task, column_setting
 from hf_xlt.tasks.classification import TEXT_CLASSIFICATION
 from hf_xlt.tasks.multi_label import MULTI_LABEL_CLASSIFICATION
 from hf_xlt.tasks.question_answering import QUESTION_ANSWERING
 from hf_xlt.tasks.tagging import TOKEN_CLASSIFICATION
 
-__all__ = ["COLUMN_ROLES", "TASKS", "Column", "Encoding", "Reading", "Task", "column_flag", "get_task"]
+__all__ = ["COLUMN_ROLES", "TASKS", "Column", "Encoding", "Reading", "Task", "column_setting", "get_task"]
 
 TASKS = {
     task.name: task

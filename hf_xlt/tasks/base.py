@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hf_xlt.data.labels import LabelInventory
-from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.errors import ConfigError, close_match, setting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -170,8 +170,8 @@ class Task:
         """
         foreign = [role for role, name in given.items() if name and role not in self.columns]
         if foreign:
-            own = ", ".join(f"`{column_flag(role)}`" for role in self.columns)
-            raise ConfigError(f"task `{self.name}` has no `{column_flag(foreign[0])}`; it takes {own}.")
+            own = ", ".join(column_setting(role) for role in self.columns)
+            raise ConfigError(f"task `{self.name}` has no {column_setting(foreign[0])}; it takes {own}.")
         found = {}
         for role, column in self.columns.items():
             candidates = (given[role],) if given.get(role) else column.candidates
@@ -181,14 +181,14 @@ class Task:
             elif column.required or given.get(role):
                 raise ConfigError(
                     f"{where} must contain a `{candidates[0]}` column; its columns are {', '.join(present)}."
-                    f"{close_match(candidates[0], present)} Name the right one with `{column_flag(role)}`."
+                    f"{close_match(candidates[0], present)} Name the right one with {column_setting(role)}."
                 )
         return found
 
 
-def column_flag(role: str) -> str:
-    """Return the flag that names a column."""
-    return f"--{role.replace('_', '-')}-column"
+def column_setting(role: str) -> str:
+    """Return the setting that names a column, as the reader of a message gives it."""
+    return setting(f"{role}_column")
 
 
 def encode_rows(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_xlt.data.labels import LABEL_TEXT_COLUMN, LabelInventory, find_inventory
-from hf_xlt.errors import ConfigError, shortened
+from hf_xlt.errors import ConfigError, setting, shortened
 from hf_xlt.tasks.base import Column, Encoding, Task, checked_texts, encode_rows
 from hf_xlt.tasks.classification import TEXT_CLASSIFICATION
 
@@ -25,12 +25,15 @@ if TYPE_CHECKING:
 
 MULTI_LABEL = "multi_label_classification"
 DEFAULT_THRESHOLD = 0.5
-_FORMS = (
-    "a list of names, a list of indices, or a 0 or 1 for each label; `--label-columns` reads one column per label, "
-    "and `--task text-classification` one label per row"
-)
 _READ = "labels as booleans"
 _SAID = {"1": True, "true": True, "0": False, "false": False}
+
+
+def _forms() -> str:
+    return (
+        f"a list of names, a list of indices, or a 0 or 1 for each label; {setting('label_columns')} reads one column "
+        f"per label, and {setting('task', 'text-classification')} one label per row"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +128,7 @@ def _as_read(table: Dataset, columns: Mapping[str, str], where: str) -> Dataset:
     column = columns["label"]
     for number, row in enumerate(table[column]):
         if not isinstance(row, list):
-            raise ConfigError(f"{where}, row {number}: column `{column}` holds {shortened(row)}; give {_FORMS}.")
+            raise ConfigError(f"{where}, row {number}: column `{column}` holds {shortened(row)}; give {_forms()}.")
     reading = find_reading(table, columns)
     return table if reading is None else reading(table)
 
@@ -154,7 +157,8 @@ def _find_labels(tables: Sequence[Dataset], columns: Mapping[str, str], given: S
     if not given and {tuple(row) for row in rows} in ({(0, 1)}, {(1, 0)}, {(0, 1), (1, 0)}) and not _is_said(rows[0]):
         raise ConfigError(
             f"column `{column}` of the source training data holds nothing but 0 and 1, one of each per row, which may "
-            "be two indices or a no and a yes. Give names, or one label per row with `--task text-classification`."
+            f"be two indices or a no and a yes. Give names, or one label per row with "
+            f"{setting('task', 'text-classification')}."
         )
     widths = {len(row) for row in rows if _is_said(row)}
     values: list[Any] = list(range(max(widths))) if widths else [value for row in rows for value in row]

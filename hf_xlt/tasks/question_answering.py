@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_xlt.data.labels import LabelInventory
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, setting
 from hf_xlt.tasks.answer_search import CONTEXT, ENDS, EXAMPLE, GOLD, LANGUAGE, QUESTION_ID, STARTS, find_answers
 from hf_xlt.tasks.answers import score_answers
 from hf_xlt.tasks.base import Column, Encoding, Task, checked_texts, encode_rows
@@ -49,11 +49,12 @@ def encode_questions(table: Dataset, encoding: Encoding) -> Dataset:
     special = encoding.tokenizer.num_special_tokens_to_add(pair=True)
     if encoding.max_length < special + 2:
         raise ConfigError(
-            f"an input of {encoding.max_length} tokens has no room for a question and a text; give `--max-length` "
+            f"an input of {encoding.max_length} tokens has no room for a question and a text; give "
+            f"{setting('max_length')} "
             f"{special + 2} or more."
         )
     if encoding.overlap < 0:
-        raise ConfigError(f"`--window-overlap` is {encoding.overlap}; give 0 or more.")
+        raise ConfigError(f"{setting('window_overlap')} is {encoding.overlap}; give 0 or more.")
 
     def features(rows: dict[str, list], start: int) -> dict[str, list]:
         columns: dict[str, list] = {}

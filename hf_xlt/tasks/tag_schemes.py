@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_xlt.errors import ConfigError, few
+from hf_xlt.errors import ConfigError, few, setting
 from hf_xlt.tasks.spans import BEGIN, INSIDE, OUTSIDE
 
 if TYPE_CHECKING:
@@ -214,7 +214,8 @@ def find_reading(table: Dataset, columns: Mapping[str, str], given: Sequence[str
         lacking = [name for name in iob2_names(tags.names) if name not in numbers]
         if lacking:
             raise ConfigError(
-                f"the tags in column `{column}` are numbers, and the names that `--labels` gives them are those of "
+                f"the tags in column `{column}` are numbers, and the names that {setting('labels')} gives them are "
+                f"those of "
                 f"{scheme}: `{lacking[0]}` is missing to read them as IOB2. Give the tags as names in the data."
             )
     return reading

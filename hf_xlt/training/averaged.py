@@ -27,7 +27,7 @@ BEST_NAME = "best"
 class RunAveraging(CheckpointAveragingCallback):
     """Averages a phase of a run, which saves the model and its state itself."""
 
-    remedy = "`--average-start 0.2`"
+    start_name = "average_start"
 
     def __init__(self, settings: AverageArguments) -> None:
         """Take a run's settings.

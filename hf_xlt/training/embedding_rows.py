@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers.trainer_utils import has_length
 
-from hf_xlt.errors import ConfigError, RunError
+from hf_xlt.errors import ConfigError, RunError, setting
 from hf_xlt.launch import divides_weights
 from hf_xlt.modelling.seen_rows import SeenRows, embedding_to_cut
 
@@ -288,17 +288,18 @@ class Saving:
         """Memory, in bytes, of weights in float32."""
         return max(self.rows - self.seen - 1, 0) * self.width * self.copies * 4
 
-    def describe(self, setting: str) -> str:
+    def describe(self, trained: str) -> str:
         """Say it in a sentence.
 
         Args:
-            setting: `all` or `seen`, which the training has.
+            trained: `all` or `seen`, which the training has.
         """
         found = f"{self.seen:,} of {self.rows:,} rows of word embeddings occur in the data"
         size = f"{self.bytes / 1e9:.2f} GB"
-        if setting == SEEN:
+        if trained == SEEN:
             return f"{found}; training on these alone saves about {size} of memory."
-        return f"{found}; `--embedding-rows seen` trains these alone, to the same result, and saves about {size}."
+        way = setting("embedding_rows", SEEN)
+        return f"{found}; {way} trains these alone, to the same result, and saves about {size}."
 
 
 def saving_for(model: nn.Module, config: Any, tokenizer: Any, datasets: Sequence[Any], averages: bool) -> Saving:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from hf_xlt.errors import ConfigError, Interrupted, RunError, one_line
+from hf_xlt.errors import ConfigError, Interrupted, RunError, one_line, setting
 from hf_xlt.files import sync_file, sync_folder, write_json
 from hf_xlt.modelling.saving import save_final
 from hf_xlt.modelling.trial import kind_of
@@ -232,7 +232,9 @@ class Ledger:
         try:
             return cls(folder, json.loads(path.read_text(encoding="utf-8"))["phases"])
         except (ValueError, KeyError) as error:
-            raise RunError(f"`{path}` is damaged; delete the run, or start anew with `--overwrite`.") from error
+            raise RunError(
+                f"`{path}` is damaged; delete the run, or start anew with {setting('overwrite')}."
+            ) from error
 
     def add(self, entry: dict[str, Any]) -> None:
         """Mark a phase as done, atomically."""
@@ -325,7 +327,7 @@ def check_finished(name: str, fingerprint: str | None, done: dict[str, Any]) -> 
     if (done["name"], done.get("fingerprint")) != (name, fingerprint):
         raise ConfigError(
             f"phase `{done['name']}` is finished, and its definition has changed since. Restore it, or start anew in "
-            "another `--output-dir`."
+            f"another {setting('output_dir')}."
         )
 
 
@@ -346,7 +348,7 @@ def _build(context: RunContext, phase: RunPhase, folder: Path, previous: Path | 
         # It is the run's own work: there is nowhere to copy it from.
         raise RunError(
             f"the model that the phase before `{phase.name}` left in `{previous}` {error.problem.rstrip('.')}. Delete "
-            f"`{folder.parent}`, or start anew with `--overwrite`."
+            f"`{folder.parent}`, or start anew with {setting('overwrite')}."
         ) from error
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_xlt.errors import ConfigError, RunError
+from hf_xlt.errors import ConfigError, RunError, setting
 from hf_xlt.pretraining.masked import usable_positions
 from hf_xlt.pretraining.texts import LanguageText
 from hf_xlt.randomness import derive_seed
@@ -98,7 +98,8 @@ def check_same(fits: Mapping[str, Fit]) -> None:
         if fit.changed or fit.tokens_before != fit.tokens_after:
             raise RunError(
                 f"language `{code}`: {fit.changed:,} tokens of the text are cut in another way by the trimmed "
-                "tokenizer, which should not happen without `--limit`. Nothing was written; please report this "
+                f"tokenizer, which should not happen without {setting('limit')}. Nothing was written; please report "
+                f"this "
                 "tokenizer."
             )
 

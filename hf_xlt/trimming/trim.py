@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_xlt import __version__
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, setting
 from hf_xlt.files import TOKENIZER_FILES, write_json, write_text
 from hf_xlt.models import ModelSource
 from hf_xlt.pretraining.folders import check_folder, replaced_folder
@@ -61,11 +61,13 @@ class Options:
             ConfigError: one is out of range.
         """
         if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"`--limit` is {self.limit}; it must be 1 or more, or left out to keep all tokens.")
+            raise ConfigError(
+                f"{setting('limit')} is {self.limit}; it must be 1 or more, or left out to keep all tokens."
+            )
         if not self.characters:
-            raise ConfigError("`--keep-characters` is empty; give `text`, `all`, `none`, or characters.")
+            raise ConfigError(f"{setting('keep_characters')} is empty; give `text`, `all`, `none`, or characters.")
         if self.documents < 1:
-            raise ConfigError(f"`--check-documents` is {self.documents}; it must be 1 or more.")
+            raise ConfigError(f"{setting('check_documents')} is {self.documents}; it must be 1 or more.")
 
 
 @dataclass(frozen=True)
@@ -123,10 +125,11 @@ def check_output(folder: Path, model: str, overwrite: bool) -> None:
         ConfigError: it is the model itself, or holds something that may not be replaced.
     """
     if folder.exists() and Path(model).exists() and folder.samefile(model):
-        raise ConfigError(f"`{folder}` is the model that is to be trimmed; give another `--output-dir`.")
+        raise ConfigError(f"`{folder}` is the model that is to be trimmed; give another {setting('output_dir')}.")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / REPORT_NAME).is_file():
         raise ConfigError(
-            f"`{folder}` is not empty and holds no trimmed model, so it is left alone; give another `--output-dir`."
+            f"`{folder}` is not empty and holds no trimmed model, so it is left alone; give another "
+            f"{setting('output_dir')}."
         )
     known = (*_WEIGHTS, *TOKENIZER_FILES, *_NOTICES, *_CODE, *_beside(), REPORT_NAME, CARD_NAME)
     check_folder(folder, overwrite=overwrite, known=known, what="a trimmed model")
@@ -293,7 +296,8 @@ def summary(report: Report) -> Sequence[str]:
         sum(fit.changed for fit in report.text.values()),
     )
     if changed:
-        lines.append(f"Of the tokens of the text {changed:,} are cut in another way: --limit leaves them out.")
+        limit = setting("limit").strip("`")
+        lines.append(f"Of the tokens of the text {changed:,} are cut in another way: {limit} leaves them out.")
     else:
         lines.append(f"All {count:,} texts are cut into the same pieces as before.")
     if heard.same:

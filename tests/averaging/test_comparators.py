@@ -88,7 +88,7 @@ def test_a_snapshot_is_scored_once_on_each_language(tmp_path):
 
 
 def test_a_snapshot_that_is_gone_is_told_of(tmp_path):
-    with pytest.raises(RunError, match=r"step-10. is gone.*--overwrite"):
+    with pytest.raises(RunError, match=r"step-10. is gone.*`overwrite`"):
         compare((LAST,), tmp_path, [10], results({"en": 0.5}), None, {}, {"en": "test"})
 
 

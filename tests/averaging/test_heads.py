@@ -157,5 +157,5 @@ def test_a_head_of_an_unknown_class_is_refused(tmp_path, donor):
     runs = [save_run(tmp_path / name, [make_model(2)]) for name in "ab"]
     for run in runs:
         (run / "checkpoint-1" / "config.json").write_text('{"architectures": ["Mystery"]}')
-    with pytest.raises(ConfigError, match="known class.*Mystery.*--head average"):
+    with pytest.raises(ConfigError, match='known class.*Mystery.*`head="average"`'):
         average_runs(runs, tmp_path / "out")

@@ -59,11 +59,11 @@ def test_last_and_window(tmp_path):
         assert names_of(average_checkpoints([run], window=window, **check)) == [f"checkpoint-{s}" for s in steps]
     assert len(average_checkpoints([run], window=(0.5, 1.0), last_k=2, **check).inputs) == 2
     for bad in ("1", "b:a", "3:2", "-1:2"):
-        with pytest.raises(ConfigError, match="--window"):
+        with pytest.raises(ConfigError, match="`window"):
             average_checkpoints([run], window=bad, **check)
     with pytest.raises(ConfigError, match="leaves no snapshot"):
         average_checkpoints([run], window="60:70", **check)
-    with pytest.raises(ConfigError, match="--last"):
+    with pytest.raises(ConfigError, match="`last_k"):
         average_checkpoints([run], last_k=0, **check)
     loose = save_states(tmp_path, [make_state(0), make_state(1)])
     with pytest.raises(ConfigError, match="have no step"):

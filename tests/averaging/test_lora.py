@@ -179,7 +179,7 @@ def test_kinds_that_are_refused(tmp_path, base, change, message):
 def test_other_refusals(tmp_path, base):
     one = make_adapter(tmp_path / "one", base, 1)
     two = make_adapter(tmp_path / "two", base, 2, target_modules=["query"])
-    with pytest.raises(ConfigError, match="choose `--lora-mode merge`"):
+    with pytest.raises(ConfigError, match='choose `lora_mode="merge"`'):
         average_checkpoints([one], tmp_path / "out")
     with pytest.raises(ConfigError, match="adapts what .* does not"):
         average_checkpoints([one, two], tmp_path / "out", lora_mode="concat")
@@ -188,11 +188,11 @@ def test_other_refusals(tmp_path, base):
     path = one / "adapter_config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "base_model_name_or_path": None}))
-    with pytest.raises(ConfigError, match="--base"):
+    with pytest.raises(ConfigError, match="`base`"):
         average_checkpoints([one], tmp_path / "out", lora_mode="merge")
     average_checkpoints([one], tmp_path / "out", lora_mode="merge", base=str(base))
     make_model(0, hidden_size=16).save_pretrained(tmp_path / "small")
-    with pytest.raises(ConfigError, match="--base"):
+    with pytest.raises(ConfigError, match="`base`"):
         average_checkpoints([one], tmp_path / "other", lora_mode="merge", base=str(tmp_path / "small"))
     report = average_checkpoints([one], None, check_only=True, lora_mode="merge")
     assert report.tensors == {"averaged": 2 * 4 + 2, "copied": 0}

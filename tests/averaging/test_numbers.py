@@ -139,7 +139,7 @@ def test_running_mean_equals_the_mean_on_disk(tmp_path):
 def test_output_format(tmp_path, out, accumulate):
     states = [make_state(0), make_state(1, torch.bfloat16), make_state(2, torch.float16)]
     places = save_states(tmp_path, states)
-    with pytest.raises(ConfigError, match="BF16.*--dtype"):
+    with pytest.raises(ConfigError, match="BF16.*`dtype"):
         average_checkpoints(places, tmp_path / "out")
     average_checkpoints(places, tmp_path / "out", dtype=out, accumulate=accumulate)
     for name, tensor in load_average(tmp_path / "out").items():

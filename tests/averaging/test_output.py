@@ -115,7 +115,7 @@ def test_only_averages_are_replaced_and_only_when_asked(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     average_checkpoints(places[:1], out)
-    with pytest.raises(ConfigError, match="--overwrite"):
+    with pytest.raises(ConfigError, match="`overwrite`"):
         average_checkpoints(places, out)
     average_checkpoints(places[1:], out, overwrite=True)
     assert same_weights(load_average(out), make_state(1))

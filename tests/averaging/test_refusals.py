@@ -252,10 +252,10 @@ def test_settings(tmp_path, pair):
         ({"accumulate": "float16"}, "accumulate.*float16"),
         ({"mode": "slerp"}, "`mode` 'slerp'"),
         ({"mode": "ema"}, "needs `ema_decay`"),
-        ({"head": "drop"}, "--head drop"),
+        ({"head": "drop"}, '`head="drop"`'),
         ({"lora_mode": "ties"}, "lora_mode"),
-        ({"max_shard_size": "many"}, "--max-shard-size many"),
-        ({"ema_decay": 0.5, "weights": [1, 1]}, "leave out `--weights`"),
+        ({"max_shard_size": "many"}, '`max_shard_size="many"`'),
+        ({"ema_decay": 0.5, "weights": [1, 1]}, "leave out `weights`"),
         ({"mode": "greedy"}, "needs data to score on"),
     ):
         refuse(tmp_path, pair, message, **settings)

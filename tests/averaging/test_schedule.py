@@ -61,7 +61,7 @@ def test_settings_that_cannot_be_used(settings, message):
 
 def test_how_often_is_read_from_text():
     assert [parse_every(text) for text in ("0.1", "1", "250", "epoch", "save")] == [0.1, 1, 250, "epoch", "save"]
-    with pytest.raises(ConfigError, match="`--average-every often` is neither"):
+    with pytest.raises(ConfigError, match='`average_every="often"` is neither'):
         parse_every("often")
 
 

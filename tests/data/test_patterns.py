@@ -76,7 +76,7 @@ def test_names_that_are_no_codes_are_told(tmp_path):
     assert source.languages("test") == ["en"]
     strange, lacking = source.left_out("test")
     assert "`all`, `indonesian`, `old data`, `toba_batak`" in strange
-    assert "are no language codes and were not used; `--language-map indonesian=CODE`" in strange
+    assert 'are no language codes and were not used; `language_map="indonesian=CODE"`' in strange
     assert lacking.startswith("sw in ") and "no `test` split" in lacking
     assert source.left_out("test", used=["sw"]) == [strange]
     with pytest.raises(ConfigError, match=r"language `fr` .*Languages there: en. Not taken as codes: all, indonesian"):

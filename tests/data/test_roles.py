@@ -51,7 +51,7 @@ def sizes(plan):
 
 
 def test_a_set_without_splits_serves_one_role(world):
-    with pytest.raises(ConfigError, match=r"`x/..\.jsonl` is a single set, used as `train`.*`test`.*--divide-split"):
+    with pytest.raises(ConfigError, match=r"`x/..\.jsonl` is a single set, used as `train`.*`test`.*`divide_split="):
         resolve(dataset="x/{lang}.jsonl")
     plan = resolve(dataset="data/{split}.{lang}.jsonl", target_dataset=["x/{lang}.jsonl"], target_languages=["sw"])
     assert sizes(plan)[TARGET_TEST, "sw"] == 30 and not plan.shared
@@ -120,7 +120,7 @@ def test_a_name_that_says_nothing_of_a_single_set_is_an_error(world):
     ],
 )
 def test_one_split_for_two_roles_is_refused_or_told(world, given, roles):
-    with pytest.raises(ConfigError, match=f"the same rows would be {roles}.*--allow-shared-rows"):
+    with pytest.raises(ConfigError, match=f"the same rows would be {roles}.*`allow_shared_rows`"):
         resolve("validation_split" in given, dataset="data/{split}.{lang}.jsonl", **given)
     plan = resolve("validation_split" in given, dataset="data/{split}.{lang}.jsonl", allow_shared_rows=True, **given)
     assert plan.shared and any("the same rows serve as" in note for note in plan.notes)
@@ -230,7 +230,7 @@ def test_shares_that_cannot_be_used_are_one_line(entries, message):
 
 
 def test_a_part_that_would_be_empty_is_an_error():
-    with pytest.raises(ConfigError, match=r"too few for `--divide-split`: `test` \(0.01\) would be empty"):
+    with pytest.raises(ConfigError, match=r"too few for `divide_split`: `test` \(0.01\) would be empty"):
         Division((("train", 0.99), ("test", 0.01))).cut(range(10), None, "x")
 
 

@@ -207,9 +207,9 @@ def test_answers_that_are_plain_texts_are_refused():
 
 def test_an_input_without_room_is_refused():
     table = Dataset.from_list([row("w1", "w2")])
-    with pytest.raises(ConfigError, match="4 tokens has no room.*`--max-length` 5 or more"):
+    with pytest.raises(ConfigError, match="4 tokens has no room.*`max_length` 5 or more"):
         TASK.encode(table, encoding(4))
-    with pytest.raises(ConfigError, match="`--window-overlap` is -1"):
+    with pytest.raises(ConfigError, match="`window_overlap` is -1"):
         TASK.encode(table, encoding(16, -1))
     assert len(TASK.encode(table, encoding(5))) == 1
 

@@ -340,7 +340,7 @@ def test_precision_stays(world, tmp_path):
 def test_a_trimmed_model_may_be_replaced_and_nothing_else(world, tmp_path):
     check_output(tmp_path / "new", str(world / "model"), overwrite=False)
     trim_vocabulary(ModelSource.find(str(world / "model")), texts(world), tmp_path / "out", Options(documents=1))
-    with pytest.raises(ConfigError, match="--overwrite"):
+    with pytest.raises(ConfigError, match="`overwrite`"):
         check_output(tmp_path / "out", str(world / "model"), overwrite=False)
     check_output(tmp_path / "out", str(world / "model"), overwrite=True)
     (tmp_path / "out" / "notes.txt").write_text("mine")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_xlt.errors import ConfigError, RunError, one_line
+from hf_xlt.errors import ConfigError, RunError, one_line, setting
 from hf_xlt.pretraining.plan import REDRAW, Phase
 from hf_xlt.pretraining.vocabulary import vocabulary_parameters
 from hf_xlt.training.checkpoints import newest_complete, step_of
@@ -46,7 +46,8 @@ def last_checkpoint(folder: Path, before: Phase, phase: Phase) -> Path:
         found = f"`{newest.name}` has no `{OPTIMIZER_FILE}`"
     raise ConfigError(
         f"phase `{phase.name}`: `optimizer_carry` needs the checkpoint of update {before.steps} of phase "
-        f"`{before.name}` in `{folder.name}`; {found}. Set `optimizer_carry: false`, or start anew with `--overwrite`."
+        f"`{before.name}` in `{folder.name}`; {found}. Set `optimizer_carry: false`, or start anew with "
+        f"{setting('overwrite')}."
     )
 
 
@@ -69,13 +70,13 @@ def read_moments(checkpoint: Path) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise RunError(
             f"the optimizer in `{checkpoint.parent.name}/{checkpoint.name}` cannot be read: {one_line(error)}. Set "
-            "`optimizer_carry: false`, or start anew with `--overwrite`."
+            f"`optimizer_carry: false`, or start anew with {setting('overwrite')}."
         ) from error
     names = values.get(CarriedMoments.state_name, {}).get(_NAMES)
     if names is None:
         raise ConfigError(
             f"`{checkpoint.parent.name}/{checkpoint.name}` does not name its parameters: an earlier version wrote it. "
-            "Set `optimizer_carry: false`, or start anew with `--overwrite`."
+            f"Set `optimizer_carry: false`, or start anew with {setting('overwrite')}."
         )
     return {name: saved[number] for number, name in enumerate(names) if number in saved}
 

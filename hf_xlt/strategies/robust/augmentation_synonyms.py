@@ -15,10 +15,10 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import Literal
 
 from hf_xlt.data.rewriting import WordAugmenter
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, shortened
 
 NeighbourFilter = Callable[[str], bool]
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -123,13 +123,8 @@ def read_table(table: Mapping[str, list[str]] | str | Path) -> Mapping[str, list
     for word, neighbours in table.items():
         good = isinstance(neighbours, (list, tuple)) and all(isinstance(other, str) and other for other in neighbours)
         if not isinstance(word, str) or not good:
-            raise ConfigError(f"{name} gives {word!r} the neighbours {_shortened(neighbours)}. {shape}")
+            raise ConfigError(f"{name} gives {word!r} the neighbours {shortened(neighbours)}. {shape}")
     return table
-
-
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def load_filter(spec: str) -> NeighbourFilter:

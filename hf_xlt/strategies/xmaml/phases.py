@@ -10,7 +10,7 @@ from transformers import SchedulerType
 from transformers.trainer_utils import IntervalStrategy
 
 from hf_xlt.data.augmentation import join_features
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, setting
 from hf_xlt.strategies.xmaml.config import XMAMLConfig
 from hf_xlt.strategies.xmaml.cost import meta_cost
 from hf_xlt.strategies.xmaml.trainer import XMAMLTrainer
@@ -40,7 +40,8 @@ def xmaml_phases(config: XMAMLConfig) -> Sequence[RunPhase]:
 def _check_shots(context: RunContext) -> None:
     if context.config.few_shot_steps and not context.joint:
         raise ConfigError(
-            "`--few-shot-steps` trains on shots of their own: add `--shots 100` with `--few-shot-mode joint`."
+            f"{setting('few_shot_steps')} trains on shots of their own: add {setting('shots', '100')} with "
+            f"{setting('few_shot_mode', 'joint')}."
         )
 
 

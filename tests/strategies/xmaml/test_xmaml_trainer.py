@@ -201,7 +201,7 @@ def test_stages(tmp_path):
     trainer, ledger = stages(tmp_path / "three", True, few_shot_steps=4)
     assert [entry["name"] for entry in ledger.done] == ["source", "meta", "few-shot"]
     assert len(trainer.train_dataset) == 6 and trainer.args.learning_rate == 1e-5
-    with pytest.raises(ConfigError, match="add `--shots 100` with `--few-shot-mode joint`"):
+    with pytest.raises(ConfigError, match='add `shots=100` with `few_shot_mode="joint"`'):
         stages(tmp_path / "none", False, few_shot_steps=4)
 
 
