@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hf_xlt import __version__
 from hf_xlt.errors import ConfigError
 from hf_xlt.files import TOKENIZER_FILES, write_text
+from hf_xlt.modelling.token_tensors import named_ids, row_count, rows_before_padding
 from hf_xlt.models import ModelSource
 from hf_xlt.pretraining.folders import check_folder, replaced_folder, write_report
 from hf_xlt.pretraining.texts import LanguageText
@@ -20,10 +21,7 @@ from hf_xlt.record import RECORD_NAME, RunRecord
 from hf_xlt.trimming import measure
 from hf_xlt.trimming.model import (
     load_model,
-    named_ids,
     reload_model,
-    row_count,
-    rows_before_padding,
     save_model,
     trim_model,
 )
