@@ -226,6 +226,7 @@ def test_every_setting_that_names_tokens_follows(texts, tmp_path):
     tokenizer, rare = make_tokenizer("unigram"), list(range(2500, 2512))
     model = make_model("BartForConditionalGeneration", tokenizer, **SIDES, forced_eos_token_id=2)
     settings = model.generation_config
+    settings._from_model_config = False
     settings.begin_suppress_tokens, settings.suppress_tokens = rare[:2], [rare[2]]
     settings.bad_words_ids, settings.forced_bos_token_id = [[rare[3], rare[4]], [2]], rare[5]
     settings.eos_token_id, settings.decoder_start_token_id = [2, rare[6]], rare[7]
@@ -239,7 +240,8 @@ def test_every_setting_that_names_tokens_follows(texts, tmp_path):
     trim_vocabulary(ModelSource.find(str(tmp_path / "model")), texts, tmp_path / "out", Options(documents=1))
     made = AutoTokenizer.from_pretrained(tmp_path / "out")
     new = [made.convert_tokens_to_ids(tokenizer.convert_ids_to_tokens(index)) for index in rare]
-    assert made.unk_token_id not in new[:11] and new[11] == made.unk_token_id
+    assert [index for index in range(12) if new[index] == made.unk_token_id] == [11]
+    assert new[11] == made.unk_token_id
     found = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert found["begin_suppress_tokens"] == new[:2] and found["suppress_tokens"] == [new[2]]
     assert found["bad_words_ids"] == [[new[3], new[4]], [2]] and found["forced_bos_token_id"] == new[5]
