@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hf_xlt.cli.command import output_option, overwrite_option
 from hf_xlt.training.dependent import dependent
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def register(app: typer.Typer) -> None:
         inputs: list[str] = typer.Argument(
             None, metavar="[CKPT]...", help="Checkpoint folders, run folders, weight files, or adapter folders."
         ),
-        output_dir: str = typer.Option(None, "--output-dir", "-o", help="Folder to write; it must not exist."),
+        output_dir: str = output_option("Folder to write."),
         run: list[str] = typer.Option(None, help="Run whose checkpoints are averaged, or else its model; repeatable."),
         per_run: bool = typer.Option(False, "--per-run", help="Let runs count the same, not their snapshots."),
         weights: str = typer.Option(None, help="Weights of the snapshots as given, separated by commas."),
@@ -57,7 +58,7 @@ def register(app: typer.Typer) -> None:
         base: str = typer.Option(None, help="Model to merge adapters into. Default: the one that they name."),
         max_shard_size: str = typer.Option(None, help="Most bytes per weight file, such as 5GB. Default: one file."),
         check_only: bool = typer.Option(False, "--check-only", help="Compare the inputs and write nothing."),
-        overwrite: bool = typer.Option(False, "--overwrite", help="Replace an average that is there."),
+        overwrite: bool = overwrite_option("an average"),
         allow_negative: bool = typer.Option(False, "--allow-negative", help="Permit weights below 0."),
         allow_non_finite: bool = typer.Option(False, "--allow-non-finite", help="Permit NaN and infinity in inputs."),
         as_json: bool = typer.Option(False, "--json", help="Print one JSON document instead of text."),

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import typer
 from typer.core import TyperCommand
 
 from hf_xlt.errors import ConfigError
@@ -19,15 +20,48 @@ _SHARED = {
 }
 
 
+# Where a command writes, and whether it may replace what it wrote there before: one name each, with every command.
+OUTPUT, OVERWRITE = ("--output-dir", "-o"), "--overwrite"
+
+
+def output_option(text: str, *also: str, required: bool = False) -> Any:
+    """Return the option of a command that says where it writes.
+
+    Args:
+        text: its help.
+        also: further names of it.
+        required: the command has no place of its own to write to.
+    """
+    return typer.Option(... if required else None, *OUTPUT, *also, help=text)
+
+
+def overwrite_option(what: str) -> Any:
+    """Return the switch of a command that lets it replace what it wrote before.
+
+    Args:
+        what: the command writes, for the help.
+    """
+    return typer.Option(False, OVERWRITE, help=f"Replace {what} there; files of other origin stay as they are.")
+
+
 class Command(TyperCommand):
     """A command whose help and completion name the shared flags, which `main` takes off the command line."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse, but refuse a flag with one value that comes twice (the first one would be lost), or of no effect.
+        """Parse, but refuse long flags with one hyphen, and a flag of no effect or with one value that comes twice.
+
+        The first of two values would be lost without a word.
 
         Raises:
             ConfigError: there is one.
         """
+        known = {name for option in self.get_params(ctx) for name in option.opts}
+        long, short = OUTPUT
+        args = [f"{long}{word.removeprefix(short)}" if word.startswith(f"{short}=") else word for word in args]
+        for word in args:
+            if f"-{word.partition('=')[0]}" in known:
+                # Read letter by letter it would be `-o` with a strange place.
+                raise ConfigError(f"unknown option `{word}`. Did you mean `-{word}`?")
         for option in self.get_params(ctx):
             names = {name for name in option.opts if name.startswith("-")}
             given = sum(word.partition("=")[0] in names for word in args) if names else 0

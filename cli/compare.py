@@ -6,6 +6,8 @@ from pathlib import Path
 
 import typer
 
+from hf_xlt.cli.command import output_option, overwrite_option
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -16,18 +18,19 @@ def register(app: typer.Typer) -> None:
         baseline: str = typer.Option(
             None, help="Condition that the others are compared with, or how its name begins. Default: finetune."
         ),
-        output_dir: str = typer.Option(
-            None, "--output-dir", "-o", help="Folder for comparison.md, .json, .csv, .html and, with matplotlib, .png."
-        ),
+        output_dir: str = output_option("Folder for comparison.md, .json, .csv, .html and, with matplotlib, .png."),
         as_json: bool = typer.Option(False, "--json", help="Print one JSON document instead of tables."),
+        overwrite: bool = overwrite_option("a comparison"),
     ) -> None:
         """Compare finished runs: mean and spread over seeds, paired differences, intervals and tests."""
         from hf_xlt.comparing.comparison import compare_runs
-        from hf_xlt.comparing.report import as_text, write_comparison
+        from hf_xlt.comparing.report import as_text, check_output, write_comparison
         from hf_xlt.streams import print_document
 
+        if output_dir:
+            check_output(Path(output_dir), overwrite)
         comparison = compare_runs(runs, baseline)
-        written = write_comparison(comparison, Path(output_dir)) if output_dir else []
+        written = write_comparison(comparison, Path(output_dir), overwrite) if output_dir else []
         if as_json:
             print_document(comparison.to_dict())
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from hf_xlt.cli.command import task_names
+from hf_xlt.cli.command import output_option, overwrite_option, task_names
 from hf_xlt.training.dependent import dependent
 
 DEPENDENT = (
@@ -69,7 +69,7 @@ def register(app: typer.Typer) -> None:
         trust_remote_code: bool = typer.Option(
             False, "--trust-remote-code", help="Run Python code that comes with the model. Only for authors you trust."
         ),
-        output_dir: str = typer.Option(None, help="Where to write. Default: beside the run, or `evaluations/`."),
+        output_dir: str = output_option("Where to write. Default: beside the run, or `evaluations/`."),
         generalized: bool = typer.Option(
             False, "--generalized", help="Also score every ordered pair of languages, for tasks of sentence pairs."
         ),
@@ -78,7 +78,7 @@ def register(app: typer.Typer) -> None:
         ),
         id_column: str = typer.Option("id", help="Column of the id, by which --generalized joins languages."),
         as_json: bool = typer.Option(False, "--json", help="Print one JSON document instead of the table."),
-        overwrite: bool = typer.Option(False, help="Replace results that are there."),
+        overwrite: bool = overwrite_option("results"),
     ) -> None:
         """Score any model with a trained head; writes results.json, results.md and, with matplotlib, results.png."""
         from hf_xlt.arguments import DataArguments, split_codes

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import typer
 
+from hf_xlt.cli.command import output_option, overwrite_option
 from hf_xlt.errors import ConfigError
 from hf_xlt.training.dependent import dependent
 
@@ -22,7 +22,9 @@ def register(app: typer.Typer) -> None:
             ..., help="Text: pattern such as `DIR/{lang}.parquet`, file, or Hub id; repeatable."
         ),
         tokenizer: str = typer.Option(..., help="Tokenizer: directory or Hub id."),
-        output: str = typer.Option(None, "--output", "-o", help="Manifest to write, such as languages.json."),
+        output: str = output_option(
+            "Folder for languages.json, or file such as `my.json`. Default: nowhere.", "--output"
+        ),
         languages: str = typer.Option("all", help="Languages, separated by commas, or `all` that the text has."),
         text_split: str = typer.Option("train", help="Split to read."),
         text_column: str = typer.Option("text", help="Column of the text."),
@@ -36,7 +38,7 @@ def register(app: typer.Typer) -> None:
         ),
         seed: int = typer.Option(0, help="Chooses the sampled documents."),
         as_json: bool = typer.Option(False, "--json", help="Print the manifest instead of the table."),
-        overwrite: bool = typer.Option(False, "--overwrite", help="Replace a manifest that is there."),
+        overwrite: bool = overwrite_option("a manifest"),
         trust_remote_code: bool = typer.Option(
             False, "--trust-remote-code", help="Run Python code that comes with it."
         ),
@@ -83,18 +85,18 @@ def register(app: typer.Typer) -> None:
 
 
 def _output_path(output: str | None, overwrite: bool) -> Path | None:
-    path = Path(output) if output else None
-    if path and path.is_dir():
-        raise ConfigError(f"`--output {path}` is a directory; give a file such as `{path}/languages.json`.")
-    if path and path.exists() and not overwrite:
-        raise ConfigError(f"`{path}` is there already. Add `--overwrite` to replace it, or give another name.")
-    if path and path.exists() and not _is_manifest(path):
+    from hf_xlt.files import has_keys
+    from hf_xlt.output import check_folder, output_file
+    from hf_xlt.written import LANGUAGES_KEYS, LANGUAGES_NAME
+
+    path = output_file(output, LANGUAGES_NAME) if output else None
+    if path is None:
+        return None
+    if path.is_dir():
+        raise ConfigError(f"`{path}` is a directory; give another `--output-dir`.")
+    check_folder(path.parent)
+    if path.exists() and not has_keys(path, LANGUAGES_KEYS):
         raise ConfigError(f"`{path}` is no manifest of `hf-xlt lang-stats`, so it is left alone; give another name.")
+    if path.exists() and not overwrite:
+        raise ConfigError(f"`{path}` is there already. Add `--overwrite` to replace it, or give another name.")
     return path
-
-
-def _is_manifest(path: Path) -> bool:
-    try:
-        return {"format_version", "tokenizer", "languages"} <= set(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return False

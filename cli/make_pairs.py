@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from hf_xlt.cli.command import output_option, overwrite_option
 from hf_xlt.errors import ConfigError
 
 
@@ -17,7 +18,9 @@ def register(app: typer.Typer) -> None:
         dataset: str = typer.Option(
             ..., help="Parallel sentences with labels and ids: a pattern with {lang} and {split}, or a Hub id."
         ),
-        output_dir: str = typer.Option(..., help="Where to write {split}.{lang}.parquet, pairs.json and README.md."),
+        output_dir: str = output_option(
+            "Where to write {split}.{lang}.parquet, pairs.json and README.md.", required=True
+        ),
         source_languages: str = typer.Option("en", help="Languages of every split, separated by commas."),
         languages: str = typer.Option("all", help="Languages of the target split, separated by commas, or `all`."),
         splits: str = typer.Option("train,validation,test", help="Splits to make, separated by commas."),
@@ -36,7 +39,7 @@ def register(app: typer.Typer) -> None:
             None, help="Codes of languages that the data call by name: indonesian=id,toba_batak=bbc."
         ),
         as_json: bool = typer.Option(False, "--json", help="Print one JSON document instead of text."),
-        overwrite: bool = typer.Option(False, "--overwrite", help="Replace pairs that are there."),
+        overwrite: bool = overwrite_option("pairs"),
     ) -> None:
         """Pair sentences: have the two the same label? The same pairs in every language, for `run --generalized`."""
         from hf_xlt.arguments import split_codes, split_names

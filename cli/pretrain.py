@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from hf_xlt.cli.command import output_option, overwrite_option
 from hf_xlt.training.dependent import dependent
 
 DEPENDENT = (dependent("allow_phase_change", lambda asked: asked.resume, "`--resume`"),)
@@ -17,9 +18,9 @@ def register(app: typer.Typer) -> None:
     @app.command("pretrain")
     def pretrain(
         config: str = typer.Option(..., help="YAML file: model, tokenizer, sources, phases, training."),
-        output_dir: str = typer.Option(None, help="Where to write. Default: the file's `output_dir`."),
+        output_dir: str = output_option("Where to write. Default: the file's `output_dir`."),
         resume: bool = typer.Option(False, help="Continue from the newest complete checkpoint."),
-        overwrite: bool = typer.Option(False, help="Delete the pre-training that the output directory holds."),
+        overwrite: bool = overwrite_option("a pre-training"),
         phase: str = typer.Option(None, help="Train only this phase; those before it must be done."),
         total_steps: int = typer.Option(None, help="T, updates of two phases together, in place of their `steps`."),
         meta_fraction: float = typer.Option(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from hf_xlt.cli.command import output_option, overwrite_option
 from hf_xlt.training.dependent import dependent
 
 DEPENDENT = (
@@ -40,9 +41,9 @@ def register(app: typer.Typer) -> None:
         batch_size: int = typer.Option(64, help="Sentences per batch."),
         threads: int = typer.Option(None, help="CPU threads."),
         revision: str = typer.Option(None, help="Branch, tag or commit on the Hub."),
-        output_dir: str = typer.Option(None, help="Where to write retrieval.json and retrieval.md. Default: nowhere."),
+        output_dir: str = output_option("Where to write retrieval.json and retrieval.md. Default: nowhere."),
         as_json: bool = typer.Option(False, "--json", help="Print one JSON document instead of the table."),
-        overwrite: bool = typer.Option(False, help="Replace results that are there."),
+        overwrite: bool = overwrite_option("results"),
     ) -> None:
         """Measure sentence retrieval per language; writes files only with --output-dir."""
         from hf_xlt.data.parallel import read_parallel

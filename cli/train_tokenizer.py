@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from hf_xlt.cli.command import output_option, overwrite_option
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -13,7 +15,7 @@ def register(app: typer.Typer) -> None:
         text: list[str] = typer.Option(
             ..., help="Text: pattern such as `DIR/{lang}.parquet`, file, or Hub id; repeatable."
         ),
-        output_dir: str = typer.Option(..., "--output-dir", "-o", help="Where to save the tokenizer."),
+        output_dir: str = output_option("Where to save the tokenizer.", required=True),
         languages: str = typer.Option("all", help="Languages, separated by commas, or `all` that the text has."),
         text_split: str = typer.Option("train", help="Split to read."),
         text_column: str = typer.Option("text", help="Column of the text."),
@@ -41,21 +43,23 @@ def register(app: typer.Typer) -> None:
         byte_fallback: bool = typer.Option(True, help="Spell characters without a piece in bytes, not as unknown."),
         max_length: int = typer.Option(512, help="Longest input in tokens that the tokenizer announces."),
         seed: int = typer.Option(0, help="Chooses the documents; equal seeds give equal tokenizers with bpe."),
-        overwrite: bool = typer.Option(False, "--overwrite", help="Replace a tokenizer that is there."),
+        overwrite: bool = overwrite_option("a trained tokenizer"),
     ) -> None:
         """Train a tokenizer with XLM-R's special tokens; prints how well it fits each language."""
+        from dataclasses import asdict
         from pathlib import Path
 
-        from hf_xlt.pretraining.folders import check_folder, replaced_folder
+        from hf_xlt.pretraining.folders import check_folder, replaced_folder, write_report
         from hf_xlt.pretraining.texts import read_texts
         from hf_xlt.pretraining.tokenizers import FILES, TokenizerSettings, fit_report, sample_mixture
         from hf_xlt.pretraining.tokenizers import train_tokenizer as train
+        from hf_xlt.written import TOKENIZER_NAME
 
         settings = TokenizerSettings(
             model, vocab_size, lowercase, split_digits, byte_fallback, character_coverage, max_length
         )
         folder = Path(output_dir)
-        check_folder(folder, overwrite=overwrite, known=FILES, what="a tokenizer")
+        check_folder(folder, overwrite=overwrite, known=FILES, what="a trained tokenizer", marker=TOKENIZER_NAME)
         texts = read_texts(
             text,
             languages,
@@ -69,6 +73,8 @@ def register(app: typer.Typer) -> None:
         tokenizer = train(mixture.documents, settings)
         with replaced_folder(folder) as part:
             tokenizer.save_pretrained(part)
+            facts = {**asdict(settings), "alpha": alpha, "seed": seed, "languages": list(texts)}
+            write_report(part, TOKENIZER_NAME, facts)
         for line in fit_report(tokenizer, texts, mixture, settings, seed):
             print(line)
         print(f"\nSaved in {folder}: {len(tokenizer):,} pieces, for `AutoTokenizer.from_pretrained`.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from hf_xlt.cli.command import output_option, overwrite_option
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -15,7 +17,7 @@ def register(app: typer.Typer) -> None:
             ..., help="Text whose tokens are kept: pattern such as `DIR/{lang}.parquet`, file, or Hub id; repeatable."
         ),
         languages: str = typer.Option("all", help="Languages, separated by commas, or `all` that the text has."),
-        output_dir: str = typer.Option(..., "--output-dir", "-o", help="Where to save the model."),
+        output_dir: str = output_option("Where to save the model.", required=True),
         limit: int = typer.Option(None, help="Keep only so many tokens of the text, the most frequent. Default: all."),
         keep_characters: str = typer.Option(
             "text",
@@ -34,7 +36,7 @@ def register(app: typer.Typer) -> None:
         ),
         revision: str = typer.Option(None, help="Branch, tag or commit of the model on the Hub."),
         as_json: bool = typer.Option(False, "--json", help="Print one JSON document instead of text."),
-        overwrite: bool = typer.Option(False, "--overwrite", help="Replace a trimmed model that is there."),
+        overwrite: bool = overwrite_option("a trimmed model"),
         trust_remote_code: bool = typer.Option(
             False, "--trust-remote-code", help="Run Python code that comes with the model."
         ),

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,15 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         TypeError: `value` is not JSON-able.
     """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def has_keys(path: Path, keys: Collection[str]) -> bool:
+    """Say whether a file is a JSON document with these keys at its top."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and set(keys) <= set(document)
 
 
 def sync_folder(folder: str | os.PathLike) -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CATALOGUE = Path(__file__).with_name("catalogue.json")
 OWN, TRAINING = "strategy", "training"
+# The short name of `--output-dir`, as with every command.
+OUTPUT_FLAG = "-o"
 # What most users look for stands first.
 _GROUPS = ("run", "model", "data", OWN, "sweep", "average", "adapters", TRAINING)
 _TITLES = {OWN: "settings of `{name}`", TRAINING: "training (transformers.TrainingArguments)"}
@@ -81,6 +83,8 @@ def _entry(action: argparse.Action, group: str) -> dict[str, Any]:
     # argparse wants `%` doubled, and some helps of `TrainingArguments` have it so.
     text = (action.help or "").strip().replace("%%", "%")
     entry: dict[str, Any] = {"flag": spelt[-1], "group": group, "help": text}
+    if action.dest == "output_dir":
+        entry["short"] = OUTPUT_FLAG
     if isinstance(action, argparse._StoreFalseAction):
         base = spelt[-1].removeprefix("--no-")
         return {**entry, "help": f"The opposite of `--{base}`.", "switch": True}
@@ -194,7 +198,8 @@ def render_help(strategy: str, entries: Sequence[Mapping[str, Any]]) -> str:
             options |= {"nargs": entry.get("nargs"), "choices": entry.get("choices")}
             if len(entry.get("choices", ())) > 12:
                 options["metavar"] = "NAME"
-        groups[entry["group"]].add_argument(entry["flag"], **options)
+        names = [entry[name] for name in ("short", "flag") if name in entry]
+        groups[entry["group"]].add_argument(*names, **options)
     return parser.format_help()
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 JSON_NAME = "generalized.json"
 TABLE_NAME = "generalized.md"
 PLOT_NAME = "generalized.png"
+FILES = (JSON_NAME, TABLE_NAME, PLOT_NAME)
 
 # Examples that are encoded and sorted by length at a time, unless one pair of languages alone has more.
 CHUNK = 8192
@@ -167,7 +168,7 @@ def replace_generalized(folder: Path, results: GeneralizedResults | None) -> lis
         Names of the files written.
     """
     written = write_generalized(folder, results) if results else []
-    for name in {JSON_NAME, TABLE_NAME, PLOT_NAME} - set(written):
+    for name in set(FILES) - set(written):
         (folder / name).unlink(missing_ok=True)
     return written
 

@@ -22,7 +22,7 @@ from hf_xlt.data.pairing import DIFFERENT, SAME, Pairing, pair_sentences
 from hf_xlt.data.patterns import parse_language_map
 from hf_xlt.data.sources import Source, make_source
 from hf_xlt.errors import ConfigError, RunError, close_match
-from hf_xlt.files import sync_file, sync_folder
+from hf_xlt.files import has_keys, sync_file, sync_folder
 from hf_xlt.languages import check_code
 from hf_xlt.written import carry_over
 
@@ -213,7 +213,7 @@ def check_output(folder: Path, overwrite: bool) -> None:
         raise ConfigError(f"`{folder}` is a file; give `--output-dir` a directory.")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    if not (folder / MANIFEST_NAME).is_file():
+    if not has_keys(folder / MANIFEST_NAME, ("format", "made_by", "splits")):
         raise ConfigError(f"`{folder}` is not empty and holds no pairs of hf-xlt, so it is left alone; give another.")
     if not overwrite:
         raise ConfigError(f"`{folder}` holds pairs already; add `--overwrite`, or give another `--output-dir`.")
@@ -255,19 +255,9 @@ def write_pairs(folder: Path, recipe: Recipe, source: Source, splits: Sequence[P
     return manifest
 
 
-def _tables_of(folder: Path) -> list[Path]:
-    """Return the tables that a folder's manifest names."""
-    try:
-        splits = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["splits"]
-        return [folder / f"{name}.{code}.parquet" for name, facts in splits.items() for code in facts["languages"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-
-
 def _replace_folder(part: Path, folder: Path) -> None:
     """Put a finished folder in the place of another, whose pairs are deleted only then; other files there stay."""
     before = part.with_suffix(".old")
-    _tables_of(folder)
     if folder.is_dir():
         os.replace(folder, before)
     try:

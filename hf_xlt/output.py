@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from hf_xlt.errors import ConfigError, RunError
-from hf_xlt.files import write_text
+from hf_xlt.files import has_keys, write_text
 from hf_xlt.record import RECORD_NAME, RunRecord
 from hf_xlt.written import delete_written, sort_out
 
@@ -58,6 +58,42 @@ def check_folder(folder: Path) -> None:
         raise ConfigError(f"`{folder if home == place else home}` is a file; give a directory for the output.")
     if not os.access(home, os.W_OK | os.X_OK):
         raise ConfigError(f"nothing can be written to `{folder}`; give another directory for the output.")
+
+
+def check_files(folder: Path, names: Sequence[str], keys: Collection[str], *, overwrite: bool, what: str) -> None:
+    """Check that files may be written into a folder that may hold others; nothing is written or deleted here.
+
+    Args:
+        folder: existing or not.
+        names: of the files, the first a JSON document that says whether they were written here before.
+        keys: what that document has.
+        overwrite: they may be replaced, if they are of the same kind.
+        what: what they are, for the message.
+
+    Raises:
+        ConfigError: the folder is a file or read-only, or one of the files is there and may not be replaced.
+    """
+    check_folder(folder)
+    there = [name for name in names if (folder / name).exists()]
+    if there and not has_keys(folder / names[0], keys):
+        raise ConfigError(
+            f"`{folder}` holds `{there[0]}`, but no {what} of hf-xlt, so it is left alone; give another "
+            "`--output-dir`."
+        )
+    if there and not overwrite:
+        raise ConfigError(f"`{folder}` holds {what} already; add `--overwrite`, or give another `--output-dir`.")
+
+
+def output_file(place: str, name: str) -> Path:
+    """Return the file that `--output-dir` means with a command that writes one.
+
+    Args:
+        place: a folder, existing or to be made, or a file, told by its ending.
+        name: of the file in a folder.
+    """
+    path = Path(place)
+    is_file = not path.is_dir() and (path.is_file() or any(char.isalpha() for char in path.suffix))
+    return path if is_file and not place.endswith(("/", os.sep)) else path / name
 
 
 def claim_output(folder: Path, *, overwrite: bool) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from hf_xlt.arguments import (
 )
 from hf_xlt.averaging.arguments import AverageArguments, check_average
 from hf_xlt.errors import ConfigError, close_match
-from hf_xlt.flags import describe_flags, render_help, strategies_with
+from hf_xlt.flags import OUTPUT_FLAG, describe_flags, render_help, strategies_with
 from hf_xlt.peft_arguments import PeftArguments, check_peft
 from hf_xlt.registry import Strategy, get_strategy
 from hf_xlt.streams import shows_progress
@@ -40,6 +40,15 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         raise ConfigError(f"{message}. See `hf-xlt run --help`.")
+
+
+def spelt_out(argv: Sequence[str]) -> list[str]:
+    """Write `-o` as `--output-dir`, so that whatever looks at a command line knows one name of it."""
+    words = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        words.append(f"--output-dir{equals}{value}" if name == OUTPUT_FLAG else word)
+    return words
 
 
 def first_look(argv: Sequence[str]) -> argparse.Namespace:
@@ -68,6 +77,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         ConfigError: anything that cannot be used, in one sentence.
         SystemExit: `--help` was asked for.
     """
+    argv = spelt_out(argv)
     known = first_look(argv)
     settings = read_yaml(known.config, lists_as_written=True) if known.config else {}
     names = named_strategies(known, settings)

@@ -25,6 +25,7 @@ from hf_xlt.files import write_json, write_text
 from hf_xlt.languages import english_name
 from hf_xlt.modelling.tokens import longest_input
 from hf_xlt.models import ModelSource, quiet, readable_errors
+from hf_xlt.output import check_files
 from hf_xlt.results import markdown, percent
 from hf_xlt.streams import track
 
@@ -209,14 +210,10 @@ def check_output(folder: Path, overwrite: bool) -> None:
     """Refuse a folder that cannot be written to, before any work.
 
     Raises:
-        ConfigError: there are results already, or the folder is a file.
+        ConfigError: there are results already that may not be replaced, or the folder is a file or read-only.
     """
-    if folder.is_file():
-        raise ConfigError(f"`{folder}` is a file; give {setting('output_dir')} a directory.")
-    if (folder / JSON_NAME).is_file() and not overwrite:
-        raise ConfigError(
-            f"`{folder}` holds results already; add {setting('overwrite')}, or give another {setting('output_dir')}."
-        )
+    keys = ("similarity", "languages", "average")
+    check_files(folder, (JSON_NAME, TABLE_NAME), keys, overwrite=overwrite, what="results")
 
 
 def load_encoder(source: ModelSource) -> PreTrainedModel:

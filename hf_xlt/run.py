@@ -22,7 +22,7 @@ from hf_xlt.errors import ConfigError, Interrupted, reports_errors
 from hf_xlt.generalized_results import GeneralizedResults
 from hf_xlt.launch import check_launch, is_first_process, set_threads
 from hf_xlt.output import check_space, claim_output, inspect_output, kept_note, withdraw, write_card
-from hf_xlt.parsing import parse_arguments
+from hf_xlt.parsing import parse_arguments, spelt_out
 from hf_xlt.planning import describe_plan, of_adapter, plan_values, planned_snapshots
 from hf_xlt.record import FINISHED, INTERRUPTED, TRAINED, RunRecord
 from hf_xlt.results import Results, plain
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 done, 1 failure, 2 usage, 130 interrupted.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = spelt_out(sys.argv[1:] if argv is None else argv)
     with turned(documents_only="--json" in argv, quiet="--quiet" in argv):
         arguments = parse_arguments(argv)
         # A YAML file may ask for the same.

@@ -29,16 +29,16 @@ from hf_xlt.data.roles import (
 from hf_xlt.data.settings import check_data_used
 from hf_xlt.data.sources import EMBEDDED
 from hf_xlt.errors import ConfigError
-from hf_xlt.evaluation import RESULTS_NAME, read_tests, score, settle_threshold, write_results
-from hf_xlt.files import write_text
+from hf_xlt.evaluation import PLOT_NAME, RESULTS_NAME, TABLE_NAME, read_tests, score, settle_threshold, write_results
+from hf_xlt.generalized import FILES as GENERALIZED_FILES
 from hf_xlt.generalized import replace_generalized, score_generalized
 from hf_xlt.generalized_results import GeneralizedResults
-from hf_xlt.items import ItemScores
+from hf_xlt.items import ITEMS_NAME, ItemScores
 from hf_xlt.languages import find_same
 from hf_xlt.modelling.settings import THRESHOLD_FIELD
 from hf_xlt.modelling.tokens import fit_tokenizer
 from hf_xlt.models import ModelSource, write_threshold
-from hf_xlt.output import check_folder, claim_output
+from hf_xlt.output import check_files, claim_output, write_card
 from hf_xlt.record import FINISHED, RECORD_NAME, RunRecord
 from hf_xlt.results import Results, plain
 from hf_xlt.tasks import TASKS, Encoding, Task, get_task
@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hf_xlt.training.trainer import XLTTrainer
+
+
+_FILES = (RESULTS_NAME, TABLE_NAME, PLOT_NAME, ITEMS_NAME, *GENERALIZED_FILES)
 
 
 class Evaluation(NamedTuple):
@@ -199,9 +202,7 @@ def _claim_folder(model: str, record: RunRecord | None, plan: DataPlan, asked: s
     if not scored:
         raise ConfigError("there is nothing to score: none of the languages has test data.")
     folder = _output_folder(model, record, label_of(scored[0].place), asked)
-    if (folder / RESULTS_NAME).is_file() and not overwrite:
-        raise ConfigError(f"`{folder}` holds results already; add `--overwrite`, or give another `--output-dir`.")
-    check_folder(folder)
+    check_files(folder, _FILES, ("metric", "languages", "target_average"), overwrite=overwrite, what="results")
     return folder
 
 
@@ -214,7 +215,7 @@ def _complete(
 ) -> list[str]:
     """Put scores into the record of an average, which has none of its own, and make its card."""
     from hf_xlt.bookkeeping import add_test_fingerprints, describe_data, describe_languages
-    from hf_xlt.model_cards.card import CARD_NAME, render
+    from hf_xlt.model_cards.card import CARD_NAME
 
     record.data |= describe_data(plan)
     record.languages |= describe_languages(plan)
@@ -225,8 +226,10 @@ def _complete(
     record.generalized = generalized.to_dict() if generalized else None
     record.plots = record.with_plots(folder).plots
     record.write(folder)
-    write_text(folder / CARD_NAME, render(record))
-    return [RECORD_NAME, CARD_NAME]
+    # Words that the user has put into the average's card stay.
+    edited = write_card(folder, record)
+    plan.notes += edited
+    return [RECORD_NAME, *(() if edited else (CARD_NAME,))]
 
 
 def find_record(source: ModelSource) -> RunRecord | None:

@@ -16,11 +16,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_xlt.files import TOKENIZER_FILES
+from hf_xlt.files import TOKENIZER_FILES, has_keys
 from hf_xlt.registry import left_beside
 
 COMPLETE_NAME = "complete.json"
 _PAIRS_NAME = "pairs.json"
+# Counts of text; others may call a file so as well.
+LANGUAGES_NAME, LANGUAGES_KEYS = "languages.json", ("format_version", "tokenizer", "languages")
+# What commands say of a tokenizer, or of a model with another vocabulary, beside it; each lists what was written.
+TRIMMING_NAME, SWAPPING_NAME, TOKENIZER_NAME = "trimming.json", "swapping.json", "tokenizer_training.json"
+_LISTS = (COMPLETE_NAME, TRIMMING_NAME, SWAPPING_NAME, TOKENIZER_NAME)
 # They say what a folder is, and are deleted last: a deletion cut short still looks like what may be overwritten.
 _MARKERS = ("xlt_run.json", "sweep.json", "averaging.json")
 
@@ -72,14 +77,17 @@ _SCORES = (
     "items.safetensors",
 )
 _SWEEP = ("sweep_results.json", "sweep_results.md", "accumulated.json")
+_COMPARISON = ("comparison.md", "comparison.json", "comparison.csv", "comparison.html", "comparison.png")
+# Of commands that write beside a model where they are told to.
+_BESIDE = (TRIMMING_NAME, SWAPPING_NAME, TOKENIZER_NAME, "retrieval.json", "retrieval.md", *_COMPARISON)
 _HALF_WRITTEN = (".*.part", ".*.old")
-_RUN = (*_MARKERS, "README.md", *_MODEL, *_TRAINING, *_SCORES, *_SWEEP, *_HALF_WRITTEN)
+_RUN = (*_MARKERS, "README.md", *_MODEL, *_TRAINING, *_SCORES, *_SWEEP, *_BESIDE, *_HALF_WRITTEN)
 # Folders that hold other things than a model, and what.
 _OTHER_FOLDERS = {
     "evaluations": (*_SCORES, *_HALF_WRITTEN),
     "runs": ("events.out.tfevents.*",),
     "logs": ("*.txt",),
-    "comparison": ("comparison.md", "comparison.json", "comparison.csv", "comparison.html", "comparison.png"),
+    "comparison": _COMPARISON,
 }
 _DEEP_FOLDERS = ("evaluations", "runs")
 _FOLDER = re.compile(
@@ -163,10 +171,11 @@ def _is_folder(parts: tuple[str, ...], kept: frozenset[str]) -> bool:
 
 
 def _listed(folder: Path) -> frozenset[Path]:
-    """Return the files that a sealed checkpoint, or a folder of pairs, says are its own."""
-    names: list[str] = []
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        names += json.loads((folder / COMPLETE_NAME).read_text(encoding="utf-8"))["files"]
+    """Return the files that a sealed checkpoint, a folder of pairs, or a command's report says are its own."""
+    names: list[str] = [LANGUAGES_NAME] if has_keys(folder / LANGUAGES_NAME, LANGUAGES_KEYS) else []
+    for name in _LISTS:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            names += json.loads((folder / name).read_text(encoding="utf-8"))["files"]
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         splits = json.loads((folder / _PAIRS_NAME).read_text(encoding="utf-8"))["splits"]
         names += [f"{split}.{code}.parquet" for split, facts in splits.items() for code in facts["languages"]]

@@ -95,6 +95,11 @@ def is_generated(text: str) -> bool:
     return match is not None and _digest(match[1]) == match[2]
 
 
+def is_card(text: str) -> bool:
+    """Say whether a text was a rendered card once, whatever has been edited since."""
+    return _SIGNATURE.partition("{")[0] in text
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -365,10 +365,11 @@ def test_command_refuses_what_it_cannot_use(tmp_path):
     # Not the advice to write a card, which would fail as well.
     with pytest.raises(ConfigError, match="holds no run"):
         run_command("card", str(tmp_path), "--check")
+    (tmp_path / "taken" / "README.md").mkdir(parents=True)
     with pytest.raises(ConfigError, match="is a directory"):
-        run_command("card", str(run), "--output", str(tmp_path))
-    with pytest.raises(ConfigError, match="is missing"):
-        run_command("card", str(run), "--output", str(tmp_path / "nowhere" / "card.md"))
+        run_command("card", str(run), "--output", str(tmp_path / "taken"))
+    with pytest.raises(ConfigError, match="cannot be written"):
+        run_command("card", str(run), "--output", str(run / "config.json" / "card.md"))
     (run / "README.md").write_text("no header, /home/me/model\n")
     with pytest.raises(ConfigError, match="metadata is missing.*local path"):
         run_command("card", str(run), "--check")

@@ -225,7 +225,7 @@ USAGE = {
     "length": (f"encoder {PAIRS} --max-length 0", "`--max-length` is 0; give 1 or more"),
     "batch": (f"encoder {PAIRS} --batch-size 0", "`--batch-size` is 0; give 1 or more"),
     "threads": (f"encoder {PAIRS} --threads 0", "`--threads` is 0; give 1 or more"),
-    "output": (f"encoder {PAIRS} --output-dir test.de.jsonl", "is a file; give `--output-dir` a directory"),
+    "output": (f"encoder {PAIRS} --output-dir test.de.jsonl", "is a file; give a directory for the output"),
     "no id": (f"encoder {PAIRS} --id-column id --source-language de", "must contain a `id` column"),
     "no source": (f"encoder {PAIRS} --id-column id", "source language `en` has no `test` split"),
     "nothing shared": (

@@ -9,7 +9,7 @@ from pathlib import Path
 from hf_xlt.comparing.comparison import Comparison
 from hf_xlt.comparing.page import as_html
 from hf_xlt.files import write_json, write_text
-from hf_xlt.output import check_folder, claim_output
+from hf_xlt.output import check_files, claim_output
 from hf_xlt.results import markdown, plain
 
 MARKDOWN_NAME, JSON_NAME, CSV_NAME = "comparison.md", "comparison.json", "comparison.csv"
@@ -41,17 +41,32 @@ def describe(comparison: Comparison) -> str:
     return "\n\n".join([*parts, METHOD]) + "\n"
 
 
-def write_comparison(comparison: Comparison, folder: Path) -> list[str]:
-    """Write all forms of a comparison; earlier ones are replaced.
+def check_output(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that a comparison may not be written to; nothing is written.
+
+    Raises:
+        ConfigError: it is a file or read-only, or holds a comparison that may not be replaced.
+    """
+    names = (JSON_NAME, MARKDOWN_NAME, CSV_NAME, HTML_NAME, PLOT_NAME)
+    check_files(folder, names, ("conditions", "differences", "method"), overwrite=overwrite, what="comparison")
+
+
+def write_comparison(comparison: Comparison, folder: Path, overwrite: bool = False) -> list[str]:
+    """Write all forms of a comparison.
+
+    Args:
+        comparison: what to write.
+        folder: where to.
+        overwrite: replace an earlier one.
 
     Returns:
         Names of the files written; the plot is left out where matplotlib is not installed.
 
     Raises:
-        ConfigError: the folder is a file or read-only.
+        ConfigError: as `check_output`.
         RunError: it cannot be made.
     """
-    check_folder(folder)
+    check_output(folder, overwrite)
     claim_output(folder, overwrite=False)
     write_text(folder / MARKDOWN_NAME, describe(comparison))
     write_json(folder / JSON_NAME, {**comparison.to_dict(), "method": METHOD})

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from hf_xlt.errors import RunError
 from hf_xlt.models import quiet
 from hf_xlt.pretraining.statistics import tokenizer_hash
+from hf_xlt.written import SWAPPING_NAME
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FILES = (
+    SWAPPING_NAME,
     "config.json",
     "model*.safetensors",
     "model.safetensors.index.json",

@@ -24,6 +24,7 @@ from hf_xlt.pretraining.statistics import measure, warnings
 from hf_xlt.pretraining.texts import LanguageText, utf8_size
 from hf_xlt.pretraining.trainers import train_bpe, train_unigram
 from hf_xlt.randomness import derive_seed
+from hf_xlt.written import TOKENIZER_NAME
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -35,7 +36,7 @@ MASK_TOKEN = "<mask>"
 BYTE_TOKENS = tuple(f"<0x{value:02X}>" for value in range(256))
 MAXIMUM_REPEATS = 3
 _FIT_DOCUMENTS = 1000
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+FILES = (TOKENIZER_NAME, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _SPACE = "\u2581"
 # With every ASCII character in the vocabulary, text that spells `<0x41>` is read as its six characters.
 _ASCII = string.ascii_letters + string.digits + string.punctuation

@@ -20,6 +20,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_xlt.errors import ConfigError, one_line
+from hf_xlt.modelling.token_tensors import (
+    check_padding,
+    configs_of,
+    renumber_settings,
+    resize_config,
+    row_count,
+    shifted_positions,
+    token_rows,
+    vocabulary_tensors,
+)
 from hf_xlt.pretraining.pieces import Notation, script_of, shared_rows
 from hf_xlt.randomness import keyed_generator
 
@@ -31,8 +41,6 @@ Init = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 # Output biases, by the end of their names, of the families of encoders in `transformers`.
 _BIASES = ("predictions.bias", "lm_head.bias", "decoder.bias", "vocab_projector.bias", "generator_lm_head.bias")
 _CONFIG_IDS = ("pad", "bos", "eos", "cls", "sep", "mask")
-# A position table starts after the padding id in models such as RoBERTa; it grows by what the id grows.
-_LARGEST_PADDING_ID = 1023
 
 
 @dataclass(frozen=True)
@@ -175,26 +183,33 @@ def swap_vocabulary(
         ConfigError: a tokenizer does not fit its model, lacks padding or mask token, or the initialiser does not work.
     """
     init_fn = _seeded(find_init(init) if isinstance(init, str) else init, seed)
-    old_rows = model.get_input_embeddings().weight.detach()
+    old_rows = token_rows(model).detach()
     check_tokenizer_fits(old_tokenizer, len(old_rows))
     _check_roles(new_tokenizer)
+    check_padding(model, new_tokenizer.pad_token_id)
     embeddings, copied = _initialise(init_fn, old_tokenizer, new_tokenizer, old_rows)
     state = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
-    output_names = _output_weights(model)
-    untied = [name for name in output_names if state[name].data_ptr() != old_rows.data_ptr()]
-    replaced = {name: embeddings for name, tensor in state.items() if tensor.data_ptr() == old_rows.data_ptr()}
-    for name in untied:
-        replaced[name], _ = _initialise(init_fn, old_tokenizer, new_tokenizer, state[name])
     rows = shared_rows(old_tokenizer, new_tokenizer, strict=False)
-    for name, tensor in state.items():
-        if name.endswith(_BIASES) and tensor.shape == (len(old_rows),):
-            replaced[name] = _new_bias(tensor, rows, copied)
-    config = _new_config(model, new_tokenizer, len(embeddings))
+    replaced = {name: embeddings for name, tensor in state.items() if tensor.data_ptr() == old_rows.data_ptr()}
+    for name, places in vocabulary_tensors(model).items():
+        if name in replaced:
+            continue
+        by_token = state[name].movedim(places[0], 0)
+        if by_token.numel() == len(by_token):
+            made = _new_bias(by_token.flatten(), rows, copied).reshape(-1, *by_token.shape[1:])
+        else:
+            made, _ = _initialise(init_fn, old_tokenizer, new_tokenizer, by_token)
+        replaced[name] = made.movedim(0, places[0])
+    ids = {old: new for new, old in rows.items()}
+    config = _new_config(model, new_tokenizer, len(embeddings), ids)
     replaced |= shifted_positions(model, config)
     with torch.random.fork_rng(devices=[]):
         fresh = type(model)(config)
     fresh.load_state_dict({**state, **replaced})
     fresh.tie_weights()
+    if getattr(model, "generation_config", None) is not None:
+        fresh.generation_config = copy.deepcopy(model.generation_config)
+        renumber_settings([fresh.generation_config], ids.get)
     fresh.to(old_rows).train(model.training)
     # The caller's object stays, and consists of the fresh model's parts.
     vars(model).clear()
@@ -281,42 +296,17 @@ def _new_bias(old: torch.Tensor, rows: Mapping[int, int], copied: torch.Tensor) 
     return bias
 
 
-def _new_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, size: int) -> Any:
+def _new_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, size: int, ids: Mapping[int, int]) -> Any:
     config = copy.deepcopy(model.config)
-    config.vocab_size = size
+    renumber_settings(configs_of(config), ids.get)
+    resize_config(config, row_count(model), size)
     for role in _CONFIG_IDS:
-        if hasattr(config, f"{role}_token_id"):
-            setattr(config, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))
+        # XLM and its kin call it an index.
+        for name in (f"{role}_token_id", f"{role}_index"):
+            if hasattr(config, name):
+                setattr(config, name, getattr(tokenizer, f"{role}_token_id"))
     config.pad_token_id = tokenizer.pad_token_id
     return config
-
-
-def shifted_positions(model: PreTrainedModel, config: Any) -> dict[str, torch.Tensor]:
-    """Return the position tables that start after the padding id, moved to the new one; changes `config`.
-
-    Raises:
-        ConfigError: the new padding id is so large that the table would grow out of proportion.
-    """
-    tables = {
-        f"{name}.weight": module
-        for name, module in model.named_modules()
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
-    }
-    moved = {}
-    for name, table in tables.items():
-        shift = config.pad_token_id - table.padding_idx
-        if shift == 0:
-            continue
-        if config.pad_token_id > _LARGEST_PADDING_ID:
-            raise ConfigError(
-                f"the new tokenizer's padding id is {config.pad_token_id}, and this model numbers positions from it; "
-                f"it must be {_LARGEST_PADDING_ID} or less. Train the tokenizer with its special tokens first."
-            )
-        config.max_position_embeddings = table.num_embeddings + shift
-        weight = table.weight.detach()
-        used = weight[table.padding_idx + 1 :]
-        moved[name] = torch.cat([weight.new_zeros(config.pad_token_id + 1, weight.shape[1]), used])
-    return moved
 
 
 def _report(old_size: int, tokenizer: PreTrainedTokenizerBase, copied: torch.Tensor) -> SwapReport:

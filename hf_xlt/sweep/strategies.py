@@ -26,7 +26,7 @@ def finish_comparison(members: Sequence[Member], folder: Path, as_json: bool) ->
         ConfigError: the runs cannot be compared.
     """
     comparison = compare_runs([str(folder / member.name) for member in members], members[0].strategy)
-    written = write_comparison(comparison, folder / FOLDER_NAME)
+    written = write_comparison(comparison, folder / FOLDER_NAME, overwrite=True)
     say(f"\n{as_text(comparison)}\n\nSaved in {folder / FOLDER_NAME}: {', '.join(written)}.")
     if as_json:
         print_document(comparison.to_dict())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_xlt.errors import ConfigError, RunError, setting
+from hf_xlt.errors import ConfigError, RunError, one_line, setting
 from hf_xlt.pretraining.masked import usable_positions
 from hf_xlt.pretraining.texts import LanguageText
 from hf_xlt.randomness import derive_seed
@@ -150,10 +150,21 @@ def shortened(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, docume
 
 @torch.inference_mode()
 def _outputs(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, torch.Tensor]:
-    inputs = {"input_ids": torch.tensor([ids])}
+    inputs: dict[str, Any] = {"input_ids": torch.tensor([ids])}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = inputs["input_ids"]
-    made = _tensors("output", model(**inputs))
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        # Nothing is generated, and some kinds of layers have no cache to begin with.
+        inputs["use_cache"] = False
+    try:
+        made = _tensors("output", model(**inputs))
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"a model of the kind `{model.config.model_type}` cannot be compared before and after: it fails on "
+            f"the text ({type(error).__name__}: {one_line(error).rstrip('.')}). Choose another model."
+        ) from error
     return {name: tensor.float() for name, tensor in made if tensor.is_floating_point() and tensor.ndim > 1}
 
 

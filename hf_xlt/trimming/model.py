@@ -1,37 +1,27 @@
-"""A model with a part of its vocabulary: which tensors have a row or an entry per token, and which settings name one.
-
-The tensors are found by building the architecture twice on the meta device, once with a larger vocabulary: those whose
-shape changes hang on it, whatever the family calls them. So encoders, decoders, both together, output layers, biases
-and tied weights need no list of names.
-"""
+"""A model with a part of its vocabulary: rows and entries of the kept tokens, and the settings that name a token."""
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hf_xlt.errors import ConfigError
+from hf_xlt.modelling.token_tensors import (
+    renumber_settings,
+    resize_config,
+    row_count,
+    settings_of,
+    shifted_positions,
+    vocabulary_tensors,
+)
 from hf_xlt.models import ModelSource, quiet, readable_errors
-from hf_xlt.pretraining.vocabulary import shifted_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-# What configs call the size of a vocabulary.
-_SIZES = ("vocab_size", "decoder_vocab_size")
-# Settings that hold ids of tokens, besides all that end in `_token_id`.
-_ID_ENDS = ("_token_id", "_token_ids", "_token_index")
-_ID_NAMES = frozenset(
-    "suppress_tokens begin_suppress_tokens bad_words_ids force_words_ids lang_to_id task_to_id pad_index bos_index "
-    "eos_index unk_index mask_index".split()
-)
-# Pairs of a position, or of several ids, and a value.
-_FORCED, _BIASED = "forced_decoder_ids", "sequence_bias"
 
 
 def load_model(source: ModelSource) -> tuple[PreTrainedModel, list[str], list[str]]:
@@ -78,119 +68,6 @@ def _class_of(config: Any, source: ModelSource) -> Any:
     return transformers.AutoModel
 
 
-def row_count(model: PreTrainedModel) -> int:
-    """Return the number of rows of a model's input embeddings."""
-    return len(model.get_input_embeddings().weight)
-
-
-def vocabulary_tensors(model: PreTrainedModel) -> dict[str, list[int]]:
-    """Return the tensors with one entry per token: name to the dimensions that count tokens.
-
-    Raises:
-        ConfigError: the config names no vocabulary of the embeddings' size.
-    """
-    rows = row_count(model)
-    larger = copy.deepcopy(model.config)
-    if not _resize(larger, rows, rows + 1):
-        raise ConfigError(
-            f"the model has {rows:,} embeddings, and no `vocab_size` of its config says so; it cannot be trimmed."
-        )
-    before, after = (_shapes(type(model), config) for config in (copy.deepcopy(model.config), larger))
-    found = {
-        name: [place for place, sizes in enumerate(zip(shape, after[name], strict=True)) if sizes == (rows, rows + 1)]
-        for name, shape in before.items()
-        if shape != after[name]
-    }
-    odd = next((name for name, places in found.items() if not places), None)
-    if odd:
-        raise ConfigError(f"tensor `{odd}` grows with the vocabulary in an unknown way; it cannot be trimmed.")
-    return found
-
-
-def _shapes(kind: type, config: Any) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"), quiet():
-        return {name: tuple(tensor.shape) for name, tensor in kind(config).state_dict().items()}
-
-
-def configs_of(config: Any) -> Iterator[Any]:
-    """Yield a config and all configs inside it."""
-    from transformers import PreTrainedConfig
-
-    yield config
-    for value in vars(config).values():
-        if isinstance(value, PreTrainedConfig):
-            yield from configs_of(value)
-
-
-def _resize(config: Any, old: int, new: int) -> bool:
-    changed = False
-    for part in configs_of(config):
-        for name in _SIZES:
-            if getattr(part, name, None) == old:
-                setattr(part, name, new)
-                changed = True
-    return changed
-
-
-def _settings(model: PreTrainedModel) -> list[Any]:
-    generation = getattr(model, "generation_config", None)
-    return [*configs_of(model.config), *([generation] if generation is not None else [])]
-
-
-def named_ids(model: PreTrainedModel) -> set[int]:
-    """Return the ids that config and generation config name, as far as the embeddings have them."""
-    found: set[int] = set()
-
-    def note(index: int) -> int:
-        found.add(index)
-        return index
-
-    for settings in _settings(model):
-        for name, value in vars(settings).items():
-            _mapped(name, copy.deepcopy(value), note)
-    return {index for index in found if 0 <= index < row_count(model)}
-
-
-def _mapped(name: str, value: Any, change: Any) -> Any:
-    """Return a setting with its ids changed by a function; other settings come back as they are."""
-    if value is None or isinstance(value, bool):
-        return value
-    if name == _FORCED:
-        return [[place, _each(index, change)] for place, index in value]
-    if name == _BIASED:
-        pairs = value.items() if isinstance(value, Mapping) else value
-        changed = [[_each(list(ids), change), bias] for ids, bias in pairs]
-        return {tuple(ids): bias for ids, bias in changed} if isinstance(value, Mapping) else changed
-    if name.endswith(_ID_ENDS) or name in _ID_NAMES:
-        return _each(value, change)
-    return value
-
-
-def _each(value: Any, change: Any) -> Any:
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, int):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: _each(entry, change) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_each(entry, change) for entry in value)
-    return value
-
-
-def rows_before_padding(model: PreTrainedModel) -> set[int]:
-    """Return the ids that have to stay in front of the padding token.
-
-    Models of fairseq's kind number positions from the padding id on. Where the table of positions is learned it can be
-    moved; where it is reckoned, the id has to stay.
-    """
-    leaves = (module for module in model.modules() if not list(module.children()))
-    tables = [module for module in leaves if getattr(module, "padding_idx", None) is not None]
-    reckoned = any(not list(module.parameters()) for module in tables)
-    padding = getattr(model.config.get_text_config(), "pad_token_id", None)
-    return set(range(padding)) if reckoned and padding else set()
-
-
 @torch.no_grad()
 def trim_model(model: PreTrainedModel, kept: Collection[int]) -> None:
     """Leave the kept rows, in their order, in every tensor with one entry per token, and renumber all settings.
@@ -202,12 +79,8 @@ def trim_model(model: PreTrainedModel, kept: Collection[int]) -> None:
     rows, new_ids = row_count(model), {old: new for new, old in enumerate(kept)}
     chosen = torch.tensor(list(kept))
     places = vocabulary_tensors(model)
-    _resize(model.config, rows, len(kept))
-    for settings in _settings(model):
-        for name, value in list(vars(settings).items()):
-            changed = _mapped(name, copy.deepcopy(value), lambda index: new_ids.get(index, index))
-            if changed != value:
-                setattr(settings, name, changed)
+    resize_config(model.config, rows, len(kept))
+    renumber_settings(settings_of(model), lambda index: new_ids.get(index, index))
     # Tied weights are one tensor under several names, and stay one.
     made: dict[int, torch.Tensor] = {}
     state = model.state_dict(keep_vars=True)

@@ -11,29 +11,28 @@ from typing import TYPE_CHECKING, Any
 
 from hf_xlt import __version__
 from hf_xlt.errors import ConfigError, setting
-from hf_xlt.files import TOKENIZER_FILES, write_json, write_text
+from hf_xlt.files import TOKENIZER_FILES, write_text
+from hf_xlt.modelling.token_tensors import named_ids, row_count, rows_before_padding
 from hf_xlt.models import ModelSource
-from hf_xlt.pretraining.folders import check_folder, replaced_folder
+from hf_xlt.pretraining.folders import check_folder, replaced_folder, write_report
 from hf_xlt.pretraining.texts import LanguageText
 from hf_xlt.pretraining.vocabulary import check_tokenizer_fits
 from hf_xlt.record import RECORD_NAME, RunRecord
 from hf_xlt.trimming import measure
 from hf_xlt.trimming.model import (
     load_model,
-    named_ids,
     reload_model,
-    row_count,
-    rows_before_padding,
     save_model,
     trim_model,
 )
 from hf_xlt.trimming.pieces import TEXT_CHARACTERS, Selection, Vocabulary, select
 from hf_xlt.trimming.tokenizer import save_tokenizer, trimmed_tokenizer
+from hf_xlt.written import TRIMMING_NAME
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-REPORT_NAME = "trimming.json"
+REPORT_NAME = TRIMMING_NAME
 CARD_NAME = "README.md"
 _WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json")
 _NOTICES = ("LICENSE*", "NOTICE*", "COPYING*")
@@ -124,15 +123,9 @@ def check_output(folder: Path, model: str, overwrite: bool) -> None:
     Raises:
         ConfigError: it is the model itself, or holds something that may not be replaced.
     """
-    if folder.exists() and Path(model).exists() and folder.samefile(model):
-        raise ConfigError(f"`{folder}` is the model that is to be trimmed; give another {setting('output_dir')}.")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / REPORT_NAME).is_file():
-        raise ConfigError(
-            f"`{folder}` is not empty and holds no trimmed model, so it is left alone; give another "
-            f"{setting('output_dir')}."
-        )
     known = (*_WEIGHTS, *TOKENIZER_FILES, *_NOTICES, *_CODE, *_beside(), REPORT_NAME, CARD_NAME)
-    check_folder(folder, overwrite=overwrite, known=known, what="a trimmed model")
+    what = "a trimmed model"
+    check_folder(folder, overwrite=overwrite, known=known, what=what, marker=REPORT_NAME, origin=model)
 
 
 def _beside() -> tuple[str, ...]:
@@ -195,6 +188,7 @@ def trim_vocabulary(
             notes=[*notes, *more],
         )
         _write_beside(source, report, part)
+        write_report(part, REPORT_NAME, report.to_dict())
     return report
 
 
@@ -215,8 +209,7 @@ def _compare(
 
 
 def _write_beside(source: ModelSource, report: Report, folder: Path) -> None:
-    """Write the report, the card, and what belongs to the model besides: its record and results, its licence."""
-    write_json(folder / REPORT_NAME, report.to_dict())
+    """Write the card, and what belongs to the model besides: its record and results, its licence."""
     origin = Path(source.path)
     if origin.is_dir():
         wanted = (*_NOTICES, *(_CODE if source.trust_remote_code else ()))

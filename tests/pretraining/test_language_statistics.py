@@ -71,6 +71,7 @@ def world(tmp_path_factory):
     write_rows(root / "text" / "en.jsonl", [{"text": document} for document in text(90).documents])
     write_rows(root / "text" / "zh.jsonl", [{"text": "日 月 w1"}] * 10)
     (root / "there.json").write_text("mine")
+    (root / "manifest.json").write_text('{"format_version": 1, "tokenizer": {}, "languages": []}')
     return root
 
 
@@ -105,8 +106,9 @@ BAD = {
     "missing column": (f"{GOOD} --text-column body", "must contain a `body` column"),
     "negative alpha": (f"{GOOD} --alpha -0.1", "`alpha` is -0.1"),
     "no documents": (f"{GOOD} --sample-documents 0", "`--sample-documents` is 0"),
-    "output there": (f"{GOOD} -o there.json", "Add `--overwrite`"),
-    "output is a directory": (f"{GOOD} -o text", "is a directory; give a file"),
+    "output there": (f"{GOOD} -o manifest.json", "Add `--overwrite`"),
+    "output in a file": (f"{GOOD} -o there.json/languages.json", "is a file; give a directory"),
+    "output of another": (f"{GOOD} -o there.json", "left alone"),
 }
 
 

@@ -197,7 +197,8 @@ def world(tmp_path_factory):
     write_rows(root / "numbers.en.jsonl", [{"text": 3}])
     write_rows(root / "empty.en.jsonl", [{"text": " "}, {"text": None}])
     (root / "taken").mkdir()
-    (root / "taken" / "tokenizer.json").write_text("{}")
+    for name in ("tokenizer.json", "tokenizer_training.json"):
+        (root / "taken" / name).write_text("{}")
     (root / "model").mkdir()
     (root / "model" / "model.safetensors").write_text("mine")
     return root
@@ -236,8 +237,8 @@ BAD = {
     "no bytes": (f"{GOOD} --sample-bytes 0", "`--sample-bytes` is 0"),
     "coverage": (f"{GOOD} --character-coverage 0", "must lie in (0, 1]"),
     "length": (f"{GOOD} --max-length 2", "must be 3 or more"),
-    "output there": ("--text {lang}.jsonl -o taken", "holds a tokenizer already. Add `--overwrite`"),
-    "a model's folder": ("--text {lang}.jsonl -o model --overwrite", "holds `model.safetensors`, which is no part of"),
+    "output there": ("--text {lang}.jsonl -o taken", "holds a trained tokenizer already. Add `--overwrite`"),
+    "a model's folder": ("--text {lang}.jsonl -o model --overwrite", "holds no trained tokenizer of hf-xlt"),
     "output is a file": ("--text {lang}.jsonl -o en.jsonl", "is a file; give a directory"),
 }
 

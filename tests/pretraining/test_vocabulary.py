@@ -294,6 +294,7 @@ def world(tmp_path_factory):
         "    return torch.zeros(len(new), rows.shape[1]), torch.zeros(len(new)).bool()\n"
     )
     shutil.copytree(root / "new", root / "taken")
+    (root / "taken" / "swapping.json").write_text("{}")
     return root
 
 

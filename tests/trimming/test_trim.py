@@ -266,7 +266,7 @@ def test_what_stands_in_the_way_is_one_line(world, run, tmp_path, capsys):
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     base = ["trim-vocab", str(world / "model"), "--text", pattern]
     cases = {
-        (*base, "-o", str(world / "model")): "is the model that is to be trimmed",
+        (*base, "-o", str(world / "model")): "is the model that is read",
         (*base, "-o", str(tmp_path / "mine"), "--overwrite"): "holds no trimmed model",
         # A run is no trimmed model, and may be days of work.
         (*base, "-o", str(run / "out"), "--overwrite"): "holds no trimmed model",
