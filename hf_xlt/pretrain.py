@@ -13,8 +13,8 @@ from typing import Any
 from hf_xlt.errors import ConfigError, Interrupted, close_match
 from hf_xlt.launch import check_launch, is_first_process, set_threads
 from hf_xlt.output import check_space, claim_output, inspect_output, kept_note, write_card
-from hf_xlt.pretraining.plan import Phase, split_budget
-from hf_xlt.pretraining.plan_file import Plan
+from hf_xlt.pretraining.plan import DISTILL, Phase, split_budget
+from hf_xlt.pretraining.plan_file import Plan, parse_layers
 from hf_xlt.record import FINISHED, INTERRUPTED, RUNNING, RunRecord
 from hf_xlt.yaml_file import check_kinds
 
@@ -46,6 +46,7 @@ class Request:
         meta_fraction: f, or None.
         seed: instead of the plan's, or None.
         allow_phase_change: resume a phase whose definition has changed.
+        student_layers: instead of the plan's, numbers separated by commas or how many; or None.
         command: as typed, for the record.
     """
 
@@ -58,6 +59,7 @@ class Request:
     meta_fraction: float | None = None
     seed: int | None = None
     allow_phase_change: bool = False
+    student_layers: str | None = None
     command: Sequence[str] = ()
 
 
@@ -70,7 +72,17 @@ def apply_request(plan: Plan, request: Request) -> Plan:
     if request.resume and request.overwrite:
         raise ConfigError("`--resume` continues a pre-training and `--overwrite` deletes it; give one of them.")
     phases = plan.phases
+    if request.student_layers is not None:
+        if not isinstance(plan.model, str):
+            raise ConfigError("`--student-layers` chooses layers of a trained `model`; this plan makes a new one.")
+        plan = dataclasses.replace(plan, student_layers=parse_layers(request.student_layers))
     if request.total_steps is not None or request.meta_fraction is not None:
+        following = [phase.name for phase in phases if DISTILL in phase.objectives]
+        if following:
+            raise ConfigError(
+                f"`--total-steps` and `--meta-fraction` divide a budget of equal updates; phase `{following[0]}` has "
+                "the objective `distill`, whose teacher is not counted in it. Set `steps` in the plan."
+            )
         total = sum(phase.steps for phase in phases) if request.total_steps is None else request.total_steps
         fraction = phases[0].steps / sum(phase.steps for phase in phases)
         phases = split_budget(phases, total, fraction if request.meta_fraction is None else request.meta_fraction)
@@ -150,13 +162,16 @@ class Pretraining:
     def load_model(self, folder: Path | None) -> Any:
         """Load the encoder that pre-training starts from, or the one in a folder."""
         from hf_xlt.models import ModelSource
-        from hf_xlt.pretraining.encoders import new_encoder
+        from hf_xlt.pretraining.encoders import new_encoder, with_layers
 
         attention, seed = self.plan.attn_implementation, self.config.seed
         source = self.source if folder is None else ModelSource(str(folder), None, attn_implementation=attention)
         if source is None:
             return new_encoder(self.plan.model, self.tokenizer, seed, attention)
-        return source.load_masked_lm(seed)[0]
+        model = source.load_masked_lm(seed)[0]
+        if folder is None and self.plan.student_layers is not None:
+            model = with_layers(model, self.plan.student_layers)
+        return model
 
     def load_text(self, phase: Phase, tokenizer: Any) -> Any:
         """Read the text of a phase; what two phases share is kept."""

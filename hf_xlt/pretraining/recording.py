@@ -70,6 +70,7 @@ def settings(plan: Plan) -> dict[str, Any]:
 
     return {
         **shareable_arguments(plan.training, _SECRET),
+        **({} if plan.student_layers is None else {"student_layers": plan.student_layers}),
         "phases": [phase.definition() for phase in plan.phases],
     }
 

@@ -9,6 +9,7 @@ from torch import nn
 from hf_xlt.errors import ConfigError
 from hf_xlt.pretraining.objectives import base_model
 from hf_xlt.pretraining.plan import FREEZE, Phase
+from hf_xlt.pretraining.teacher import check_teacher
 
 
 def check_model(model: nn.Module, tokenizer: Any, row_length: int) -> None:
@@ -31,6 +32,26 @@ def check_model(model: nn.Module, tokenizer: Any, row_length: int) -> None:
     longest -= first_position(model)
     if row_length > longest:
         raise ConfigError(f"`row_length` is {row_length}, the model's position table ends at {longest}.")
+
+
+def check_distillation(phase: Phase, student: Any, tokenizer: Any, held_out: bool) -> None:
+    """Refuse a distillation that cannot be done, before anything is computed.
+
+    Args:
+        phase: with a teacher.
+        student: config of the student.
+        tokenizer: of the teacher.
+        held_out: whether documents are held out.
+
+    Raises:
+        ConfigError: the teacher cannot be followed, or text is held out for a loss that the phase does not train.
+    """
+    check_teacher(phase, tokenizer, student)
+    if held_out and not phase.masked:
+        raise ConfigError(
+            f"phase `{phase.name}`: `held_out_share` reports a masked-LM loss, and `distill` alone trains no output "
+            "layer. Leave it out, or add `mlm` to `objectives`."
+        )
 
 
 def check_whole(phase: Phase) -> None:
