@@ -196,6 +196,7 @@ class Pretraining:
         from hf_xlt.pretraining.report import try_batches
 
         model = self.load_model(None)
+        self._check(model)
         say(f"Encoder    {model.config.model_type}, {model.num_parameters() / 1e6:.1f}M parameters")
         for phase in self.plan.phases:
             tokenizer = self._tokenizer_of(phase)
@@ -309,13 +310,16 @@ class Pretraining:
             ConfigError: model, tokenizer, text and phases do not fit together.
         """
         from hf_xlt.pretraining.report import try_batches
-        from hf_xlt.strategies.meta_pretraining.fit import check_model
+        from hf_xlt.strategies.meta_pretraining.fit import check_distillation, check_model
 
         if all(phase.tokenizer is None for phase in self.plan.phases):
             check_model(model, self.tokenizer, self.config.row_length)
         for phase in self.plan.phases:
             tokenizer = self._tokenizer_of(phase)
-            try_batches(phase, self.load_text(phase, tokenizer), tokenizer, self.config)
+            text = self.load_text(phase, tokenizer)
+            if text.teacher is not None:
+                check_distillation(phase, model.config, text.teacher.tokenizer, bool(text.held_out))
+            try_batches(phase, text, tokenizer, self.config)
 
     def _write_card(self, record: RunRecord) -> None:
         for note in write_card(self.folder, record) if is_first_process() else ():

@@ -151,9 +151,7 @@ def corpora_of_tables(tables: Mapping[str, Any], tokenizer: Any, phase: Phase) -
     }
 
 
-def _cached(
-    code: str, parts: Sequence[tuple[Source, Any]], tokenizer: Any, numbered_by: Any | None = None
-) -> Corpus:
+def _cached(code: str, parts: Sequence[tuple[Source, Any]], tokenizer: Any, numbered_by: Any | None = None) -> Corpus:
     keys = [
         f"{opened.fingerprint(code, source.split)} {source.text_column} {source.id_column}" for source, opened in parts
     ]

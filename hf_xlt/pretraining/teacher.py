@@ -142,7 +142,9 @@ class Teacher:
         vectors = mean_pool(states, mask.to(self.device))
         halves = vectors.half(), states.half()
         if not all(bool(half.isfinite().all()) for half in halves):
-            raise RunError(f"states of the teacher `{self.name}` do not fit into half precision; give another teacher.")
+            raise RunError(
+                f"states of the teacher `{self.name}` do not fit into half precision; give another teacher."
+            )
         return halves
 
     def complete(self, batch: dict[str, Any], texts: DistillationTexts) -> None:

@@ -157,9 +157,7 @@ class MetaPretrainingTrainer(XLTTrainer):
         waiting = self.accelerator.wait_for_everyone
         places = Places(Path(own.output_dir), own.process_index, own.world_size, waiting, precision)
         width = self.bare_model().config.get_text_config().hidden_size
-        texts.cache, line = keep_states(
-            self.teacher, texts, slots, self.batches.texts_per_batch, width, phase, places
-        )
+        texts.cache, line = keep_states(self.teacher, texts, slots, self.batches.texts_per_batch, width, phase, places)
         if is_first_process():
             print(f"Phase {phase.name}: {line}", flush=True)  # noqa: T201
 
