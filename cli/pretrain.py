@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
         ),
         student_layers: str = typer.Option(
             None,
-            help="Layers of the file's `model` to start from: their numbers, such as 0,4,8,11, or how many, such as 4.",
+            help="Layers of the file's `model` to start from: numbers, such as 0,4,8,11, or how many, such as 4.",
         ),
         dry_run: bool = typer.Option(
             False, help="Print steps, mixture, effective epochs and memory, read one batch per language, and stop."

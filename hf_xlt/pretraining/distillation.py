@@ -72,15 +72,10 @@ class Frame:
 
 
 class TextSampler:
-    """Single documents of a language mixture, by number; each language is read in passes, each in an order of its own.
-
-    Args:
-        corpora: documents by language.
-        shares: share of each language among the texts.
-        *key: equal keys give equal streams.
-    """
+    """Single documents of a language mixture, by number; each language is read in passes, each in an order of its own."""
 
     def __init__(self, corpora: Mapping[str, Subset], shares: Mapping[str, float], *key: int | str) -> None:
+        """Draw from documents by language, in shares of texts; equal keys give equal streams."""
         self.corpora, self.key = corpora, key
         self.sampler = LanguageSampler(shares, *key)
 

@@ -1,4 +1,4 @@
-"""Pre-training losses: masked language modelling on the masked positions alone, a contrastive loss on pairs, distillation.
+"""Pre-training losses: masked language modelling on masked positions alone, contrast of pairs, distillation.
 
 Masked language modelling: stock models project every token onto the vocabulary, although about
 15 % are predicted. Here the stock model runs as it is, so that DDP, autocast, PEFT and gradient checkpointing keep

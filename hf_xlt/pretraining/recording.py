@@ -106,7 +106,7 @@ def describe_phase(report: PhaseReport) -> dict[str, Any]:
 
 
 def describe_teacher(name: str) -> dict[str, str]:
-    """Return how a card calls a teacher, `name`, with `license` and `license_link` as far as its own card says them."""
+    """Return how a card calls a teacher, `name`, and `license`, `license_link` as far as its own card says them."""
     from hf_xlt.models import ModelSource
 
     source = ModelSource.find(name)

@@ -69,8 +69,8 @@ def check_teacher(phase: Phase, tokenizer: Any, student: Any) -> Any:
     rows = limits.tokens
     if rows is not None and len(tokenizer) > rows:
         raise ConfigError(
-            f"teacher `{phase.teacher}`: its tokenizer has {len(tokenizer):,} pieces and the model {rows:,} rows; they "
-            "do not belong together."
+            f"teacher `{phase.teacher}`: its tokenizer has {len(tokenizer):,} pieces and the model {rows:,} rows; "
+            "they do not belong together."
         )
     for name, longest in (("teacher", limits.positions), ("student", find_limits(student).positions)):
         if longest is not None and phase.text_length > longest:
@@ -406,8 +406,8 @@ def keep_states(
     )
     if left:
         line += (
-            f" `teacher_cache_gb` {phase.teacher_cache_gb:g} leaves out {left:,} of them, which the teacher reads again "
-            "each time they are drawn: slower, and the same up to rounding."
+            f" `teacher_cache_gb` {phase.teacher_cache_gb:g} leaves out {left:,} of them, which the teacher reads "
+            "again each time they are drawn: slower, and the same up to rounding."
         )
     if phase.token_weight and not with_states:
         line += " No text is cut alike by both tokenizers, so only sentence vectors are matched."
