@@ -72,7 +72,7 @@ class Frame:
 
 
 class TextSampler:
-    """Single documents of a language mixture, by number; each language is read in passes, each in an order of its own."""
+    """Single documents of a language mixture, by number; each language is read in passes, in a new order each time."""
 
     def __init__(self, corpora: Mapping[str, Subset], shares: Mapping[str, float], *key: int | str) -> None:
         """Draw from documents by language, in shares of texts; equal keys give equal streams."""
