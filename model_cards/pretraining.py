@@ -111,11 +111,11 @@ def _introduction(record: RunRecord) -> str:
     return (
         f"{start} on unlabelled text{where}. "
         + (
-            "The mean of its last states is the vector of a sentence"
+            "The mean of its last states is the vector of a sentence; it is meant"
             if _follows_only(record)
-            else "It predicts masked words"
+            else "It predicts masked words, and is meant"
         )
-        + ", and it is meant to be fine-tuned for a task in one language and used in others."
+        + " to be fine-tuned for a task in one language and used in others."
     )
 
 
