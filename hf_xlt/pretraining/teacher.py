@@ -30,9 +30,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from hf_xlt.errors import ConfigError, RunError
+from hf_xlt.errors import RunError
 from hf_xlt.files import sync_file, sync_folder
-from hf_xlt.modelling.limits import find_limits
 from hf_xlt.models import ModelSource, quiet, readable_errors
 from hf_xlt.pretraining.distillation import DistillationTexts, pad
 from hf_xlt.pretraining.objectives import mean_pool
@@ -46,38 +45,6 @@ FOLDER = "teacher-"
 PART_TEXTS = 2048
 _BATCH = 32
 _FORMAT = 1
-
-
-def check_teacher(phase: Phase, tokenizer: Any, student: Any) -> Any:
-    """Refuse a teacher that cannot be followed, by its config alone.
-
-    Args:
-        phase: with a teacher.
-        tokenizer: of the teacher.
-        student: config of the student.
-
-    Returns:
-        The teacher's config.
-
-    Raises:
-        ConfigError: it is no encoder, its tokenizer is another model's, or a text is longer than either model takes.
-    """
-    config = ModelSource.find(phase.teacher).load_config()
-    if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False):
-        raise ConfigError(f"teacher `{phase.teacher}` is no encoder (`{config.model_type}`); give one, such as E5.")
-    limits = find_limits(config)
-    rows = limits.tokens
-    if rows is not None and len(tokenizer) > rows:
-        raise ConfigError(
-            f"teacher `{phase.teacher}`: its tokenizer has {len(tokenizer):,} pieces and the model {rows:,} rows; "
-            "they do not belong together."
-        )
-    for name, longest in (("teacher", limits.positions), ("student", find_limits(student).positions)):
-        if longest is not None and phase.text_length > longest:
-            raise ConfigError(
-                f"phase `{phase.name}`: `text_length` is {phase.text_length}, and the {name} takes {longest} tokens."
-            )
-    return config
 
 
 class Teacher:

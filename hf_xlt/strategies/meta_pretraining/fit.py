@@ -7,9 +7,10 @@ from typing import Any
 from torch import nn
 
 from hf_xlt.errors import ConfigError
+from hf_xlt.modelling.limits import find_limits
+from hf_xlt.models import ModelSource
 from hf_xlt.pretraining.objectives import base_model
 from hf_xlt.pretraining.plan import FREEZE, Phase
-from hf_xlt.pretraining.teacher import check_teacher
 
 
 def check_model(model: nn.Module, tokenizer: Any, row_length: int) -> None:
@@ -35,7 +36,7 @@ def check_model(model: nn.Module, tokenizer: Any, row_length: int) -> None:
 
 
 def check_distillation(phase: Phase, student: Any, tokenizer: Any, held_out: bool) -> None:
-    """Refuse a distillation that cannot be done, before anything is computed.
+    """Refuse a distillation that cannot be done, before anything is computed; of the teacher its config is read.
 
     Args:
         phase: with a teacher.
@@ -44,9 +45,24 @@ def check_distillation(phase: Phase, student: Any, tokenizer: Any, held_out: boo
         held_out: whether documents are held out.
 
     Raises:
-        ConfigError: the teacher cannot be followed, or text is held out for a loss that the phase does not train.
+        ConfigError: the teacher is no encoder, its tokenizer is another model's, a text is longer than either model
+            takes, or text is held out for a loss that the phase does not train.
     """
-    check_teacher(phase, tokenizer, student)
+    config = ModelSource.find(phase.teacher).load_config()
+    if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False):
+        raise ConfigError(f"teacher `{phase.teacher}` is no encoder (`{config.model_type}`); give one, such as E5.")
+    limits = find_limits(config)
+    rows = limits.tokens
+    if rows is not None and len(tokenizer) > rows:
+        raise ConfigError(
+            f"teacher `{phase.teacher}`: its tokenizer has {len(tokenizer):,} pieces and the model {rows:,} rows; "
+            "they do not belong together."
+        )
+    for name, longest in (("teacher", limits.positions), ("student", find_limits(student).positions)):
+        if longest is not None and phase.text_length > longest:
+            raise ConfigError(
+                f"phase `{phase.name}`: `text_length` is {phase.text_length}, and the {name} takes {longest} tokens."
+            )
     if held_out and not phase.masked:
         raise ConfigError(
             f"phase `{phase.name}`: `held_out_share` reports a masked-LM loss, and `distill` alone trains no output "
