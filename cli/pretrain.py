@@ -30,6 +30,10 @@ def register(app: typer.Typer) -> None:
         allow_phase_change: bool = typer.Option(
             False, help="Resume although the definition of the phase under way has changed."
         ),
+        student_layers: str = typer.Option(
+            None,
+            help="Layers of the file's `model` to start from: numbers, such as 0,4,8,11, or how many, such as 4.",
+        ),
         dry_run: bool = typer.Option(
             False, help="Print steps, mixture, effective epochs and memory, read one batch per language, and stop."
         ),
@@ -55,6 +59,7 @@ def register(app: typer.Typer) -> None:
             meta_fraction=meta_fraction,
             seed=seed,
             allow_phase_change=allow_phase_change,
+            student_layers=student_layers,
             command=[part for part in typed if part not in ("--traceback", "--dry-run", "--json", "--quiet", "-q")],
         )
         if dry_run and as_json:

@@ -14,8 +14,8 @@ from typing import Any
 from hf_xlt.errors import ConfigError, Interrupted, close_match
 from hf_xlt.launch import check_launch, is_first_process, set_threads
 from hf_xlt.output import check_space, claim_output, inspect_output, kept_note, write_card
-from hf_xlt.pretraining.plan import CONTRASTIVE, Phase, split_budget
-from hf_xlt.pretraining.plan_file import Plan
+from hf_xlt.pretraining.plan import CONTRASTIVE, DISTILL, Phase, split_budget
+from hf_xlt.pretraining.plan_file import Plan, parse_layers
 from hf_xlt.record import FINISHED, INTERRUPTED, RUNNING, RunRecord
 from hf_xlt.training.dependent import dependent, unused_problems
 from hf_xlt.yaml_file import check_kinds
@@ -63,6 +63,7 @@ class Request:
         meta_fraction: f, or None.
         seed: instead of the plan's, or None.
         allow_phase_change: resume a phase whose definition has changed.
+        student_layers: instead of the plan's, numbers separated by commas or how many; or None.
         command: as typed, for the record.
     """
 
@@ -75,6 +76,7 @@ class Request:
     meta_fraction: float | None = None
     seed: int | None = None
     allow_phase_change: bool = False
+    student_layers: str | None = None
     command: Sequence[str] = ()
 
 
@@ -87,7 +89,17 @@ def apply_request(plan: Plan, request: Request) -> Plan:
     if request.resume and request.overwrite:
         raise ConfigError("`--resume` continues a pre-training and `--overwrite` deletes it; give one of them.")
     phases = plan.phases
+    if request.student_layers is not None:
+        if not isinstance(plan.model, str):
+            raise ConfigError("`--student-layers` chooses layers of a trained `model`; this plan makes a new one.")
+        plan = dataclasses.replace(plan, student_layers=parse_layers(request.student_layers))
     if request.total_steps is not None or request.meta_fraction is not None:
+        following = [phase.name for phase in phases if DISTILL in phase.objectives]
+        if following:
+            raise ConfigError(
+                f"`--total-steps` and `--meta-fraction` divide a budget of equal updates; phase `{following[0]}` has "
+                "the objective `distill`, whose teacher is not counted in it. Set `steps` in the plan."
+            )
         total = sum(phase.steps for phase in phases) if request.total_steps is None else request.total_steps
         fraction = phases[0].steps / sum(phase.steps for phase in phases)
         phases = split_budget(phases, total, fraction if request.meta_fraction is None else request.meta_fraction)
@@ -186,13 +198,16 @@ class Pretraining:
     def load_model(self, folder: Path | None) -> Any:
         """Load the encoder that pre-training starts from, or the one in a folder."""
         from hf_xlt.models import ModelSource
-        from hf_xlt.pretraining.encoders import new_encoder
+        from hf_xlt.pretraining.encoders import new_encoder, with_layers
 
         attention, seed = self.plan.attn_implementation, self.config.seed
         source = self.source if folder is None else ModelSource(str(folder), None, attn_implementation=attention)
         if source is None:
             return new_encoder(self.plan.model, self.tokenizer, seed, attention)
-        return source.load_masked_lm(seed)[0]
+        model = source.load_masked_lm(seed)[0]
+        if folder is None and self.plan.student_layers is not None:
+            model = with_layers(model, self.plan.student_layers)
+        return model
 
     def load_text(self, phase: Phase, tokenizer: Any) -> Any:
         """Read the text of a phase; what two phases share is kept."""
@@ -217,6 +232,7 @@ class Pretraining:
         from hf_xlt.pretraining.report import try_batches
 
         model = self.load_model(None)
+        self._check(model)
         say(f"Encoder    {model.config.model_type}, {model.num_parameters() / 1e6:.1f}M parameters")
         for phase in self.plan.phases:
             tokenizer = self._tokenizer_of(phase)
@@ -330,13 +346,16 @@ class Pretraining:
             ConfigError: model, tokenizer, text and phases do not fit together.
         """
         from hf_xlt.pretraining.report import try_batches
-        from hf_xlt.strategies.meta_pretraining.fit import check_model
+        from hf_xlt.strategies.meta_pretraining.fit import check_distillation, check_model
 
         if all(phase.tokenizer is None for phase in self.plan.phases):
             check_model(model, self.tokenizer, self.config.row_length)
         for phase in self.plan.phases:
             tokenizer = self._tokenizer_of(phase)
-            try_batches(phase, self.load_text(phase, tokenizer), tokenizer, self.config)
+            text = self.load_text(phase, tokenizer)
+            if text.teacher is not None:
+                check_distillation(phase, model.config, text.teacher.tokenizer, bool(text.held_out))
+            try_batches(phase, text, tokenizer, self.config)
 
     def _write_card(self, record: RunRecord) -> None:
         for note in write_card(self.folder, record) if is_first_process() else ():

@@ -64,6 +64,8 @@ _TRAINING = (
     "averaging_state.safetensors",
     "data_state-rank*.json",
     "phases.json",
+    "projection.safetensors",
+    "states-*.safetensors",
 )
 _SCORES = (
     "results.json",
@@ -91,7 +93,7 @@ _OTHER_FOLDERS = {
 }
 _DEEP_FOLDERS = ("evaluations", "runs")
 _FOLDER = re.compile(
-    r"checkpoint-\d+|phase-\d+-[\w-]+|step-\d+|snapshots|final|last|best|adapter|averaged|global_step\d+"
+    r"checkpoint-\d+|phase-\d+-[\w-]+|teacher-[0-9a-f]{16}|step-\d+|snapshots|final|last|best|adapter|averaged|global_step\d+"
     r"|pytorch_model_fsdp_\d+|optimizer_\d+|\.accumulating|\..+\.(part|old)"
 )
 

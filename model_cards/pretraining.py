@@ -15,7 +15,7 @@ from hf_xlt.model_cards import trimming
 from hf_xlt.model_cards.metadata import base_model, build, model_name
 from hf_xlt.model_cards.text import example, facts, listed, plain_name, table_cell
 from hf_xlt.model_cards.transfer import strategy_words
-from hf_xlt.pretraining.plan import CONTRASTIVE, MLM, TLM, Phase, Source
+from hf_xlt.pretraining.plan import CONTRASTIVE, DISTILL, MLM, TLM, Phase, Source
 from hf_xlt.record import RunRecord
 from hf_xlt.results import markdown
 
@@ -27,6 +27,8 @@ _OBJECTIVES = {
     TLM: "masked tokens are predicted in rows that hold a text and its translation.",
     CONTRASTIVE: "a text comes closer to its translation than to the other texts of a batch. This objective is our "
     "addition to the method.",
+    DISTILL: "the vectors of sentences and, where both cut a text alike, of tokens come close to those of a teacher. "
+    "This objective is our addition to the method.",
 }
 # Resolved arguments that decide the result; a plan is given with them, whether they were typed or not.
 _DECISIVE = (
@@ -41,7 +43,9 @@ _DECISIVE = (
     "adam_epsilon",
 )
 # Settings that say only what is shown while training.
-_SHOWN = frozenset(("phases", "seed", "disable_tqdm", "report_to", "logging_steps", "logging_strategy"))
+_SHOWN = frozenset(
+    ("phases", "student_layers", "seed", "disable_tqdm", "report_to", "logging_steps", "logging_strategy")
+)
 # Longer tables of languages are folded.
 _LONG_TABLE = 24
 
@@ -107,9 +111,20 @@ def _introduction(record: RunRecord) -> str:
     names = [language["name"] for language in record.languages["text"]]
     where = f" in {names[0]}" if len(names) == 1 else f" in {len(names)} languages: {listed(names)}" if names else ""
     return (
-        f"{start} on unlabelled text{where}. It predicts masked words, and is meant to be fine-tuned for a task in "
-        "one language and used in others."
+        f"{start} on unlabelled text{where}. "
+        + (
+            "The mean of its last states is the vector of a sentence; it is meant"
+            if _follows_only(record)
+            else "It predicts masked words, and is meant"
+        )
+        + " to be fine-tuned for a task in one language and used in others."
     )
+
+
+def _follows_only(record: RunRecord) -> bool:
+    """Say whether a teacher was followed and no masked word predicted."""
+    used = {name for phase in _phases(record) for name in phase["objectives"]}
+    return DISTILL in used and not used & {MLM, TLM}
 
 
 def _schedule(record: RunRecord) -> str:
@@ -161,12 +176,30 @@ def _remarks(record: RunRecord) -> list[str]:
     used = {name for phase in _phases(record) for name in phase["objectives"]}
     remarks = [f"`{name}`: {meaning}" for name, meaning in _OBJECTIVES.items() if name in used]
     remarks += [
+        f"The teacher of phase `{phase['name']}` is {_teacher(_text(record, phase)['teacher'])}."
+        for phase in _phases(record)
+        if _text(record, phase).get("teacher")
+    ]
+    layers = record.settings.get("student_layers")
+    if layers is not None:
+        which = (
+            f"{layers} layers, spread evenly,"
+            if isinstance(layers, int)
+            else f"layers {listed(list(map(str, layers)))}"
+        )
+        remarks.append(f"It started from {which} of the encoder that pre-training continued.")
+    remarks += [
         f"Phase `{phase['name']}` begins with another tokenizer, `{phase['tokenizer']}`; the embeddings of new pieces "
         f"start by `{phase['embedding_init']}`."
         for phase in _phases(record)
         if phase.get("tokenizer")
     ]
     return remarks
+
+
+def _teacher(entry: Mapping[str, str]) -> str:
+    known = f", license: {entry['license']}" if entry.get("license") else ", whose license is not recorded"
+    return f"`{entry['name']}`{known}"
 
 
 def _language_rows(record: RunRecord) -> list[list[str]]:
@@ -191,6 +224,8 @@ def snippet(record: RunRecord, name: str) -> str:
         record: a pre-training.
         name: Hub id, or a folder.
     """
+    if _follows_only(record):
+        return _vectors_snippet(record, name)
     text, word, language = example(record.languages.get("text") or [])
     before, after = text.split(word, 1) if word else (f"{text} ", "")
     # The halves stand in an f-string.
@@ -208,6 +243,22 @@ def snippet(record: RunRecord, name: str) -> str:
             'fill = pipeline("fill-mask", model=model, tokenizer=tokenizer)',
             f'text = f"{before}{{tokenizer.mask_token}}{after}"  # {language}',
             'print([guess["token_str"] for guess in fill(text)])',
+        ]
+    )
+
+
+def _vectors_snippet(record: RunRecord, name: str) -> str:
+    text, _, language = example(record.languages.get("text") or [])
+    return "\n".join(
+        [
+            "from transformers import AutoModel, AutoTokenizer",
+            "",
+            f"name = {json.dumps(name)}",
+            "tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name).eval()",
+            f'inputs = tokenizer([{json.dumps(text, ensure_ascii=False)}], return_tensors="pt")  # {language}',
+            'mask = inputs["attention_mask"][..., None]',
+            "states = model(**inputs).last_hidden_state",
+            "print((states * mask).sum(1) / mask.sum(1))",
         ]
     )
 
@@ -239,6 +290,7 @@ def plan_yaml(record: RunRecord) -> str:
     plan = {
         "model": record.model.get("new") or record.model.get("name") or "MODEL",
         "tokenizer": "TOKENIZER" if "TOKENIZER" in placeholders else record.model.get("tokenizer"),
+        "student_layers": record.settings.get("student_layers"),
         "attn_implementation": record.arguments.get("attn_implementation"),
         "threads": record.hardware.get("threads"),
         "training": _training(record),
@@ -305,5 +357,9 @@ def _limits(record: RunRecord) -> list[str]:
     if record.model.get("license"):
         terms += " The license above is that of the encoder that pre-training continued."
     limits.append(terms)
-    limits.append("Without fine-tuning it fills in masked words, and nothing else.")
+    limits.append(
+        "Without fine-tuning it gives vectors of sentences and tokens, and nothing else."
+        if _follows_only(record)
+        else "Without fine-tuning it fills in masked words, and nothing else."
+    )
     return limits

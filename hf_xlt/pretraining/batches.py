@@ -1,4 +1,4 @@
-"""The batches of a phase: packed rows with masked tokens, and translation pairs.
+"""The batches of a phase: packed rows with masked tokens, translation pairs, and texts to distil on.
 
 Batch n of a process is a pure function of (seed, phase, n) as long as no text is streamed: resuming takes one integer,
 and the rows of an update do not depend on how it is split over micro-batches, processes and loader workers.
@@ -16,10 +16,11 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSample
 
 from hf_xlt.errors import ConfigError, RunError
 from hf_xlt.pretraining.corpus import PackedRows, Subset, opening_token, separator_token
+from hf_xlt.pretraining.distillation import DistillationTexts, TeacherText
 from hf_xlt.pretraining.masking import MaskingRule, mask_rows, row_draws
 from hf_xlt.pretraining.mixture import LanguageSampler, temperature_distribution
 from hf_xlt.pretraining.parallel import JoinedDocuments, PairSampler, ParallelText
-from hf_xlt.pretraining.plan import CONTRASTIVE, MLM, TLM, Phase
+from hf_xlt.pretraining.plan import CONTRASTIVE, DISTILL, DISTILL_TOKENS, MLM, TLM, Phase
 from hf_xlt.pretraining.streaming import MAX_FAILED_SHARDS, StreamedRows
 from hf_xlt.randomness import derive_seed
 
@@ -41,6 +42,7 @@ class PhaseText:
         sizes: tokens per language; estimated for streams.
         estimated: languages whose size is an estimate.
         names: what the streamed data are called, by language, for messages.
+        teacher: the same documents as the tokenizer of a teacher cuts them, for distillation.
     """
 
     corpora: Mapping[str, Subset]
@@ -49,6 +51,7 @@ class PhaseText:
     sizes: Mapping[str, float] = field(default_factory=dict)
     estimated: frozenset[str] = frozenset()
     names: Mapping[str, str] = field(default_factory=dict)
+    teacher: TeacherText | None = None
 
     @classmethod
     def of_corpora(cls, corpora: Mapping[str, Subset], held_out: Mapping[str, Subset] | None = None) -> PhaseText:
@@ -116,9 +119,16 @@ class PhaseBatches:
             self.pair_shares = self.parallel.distribution(shares, phase.pivot, phase.pivot_share)
             self.translations = LanguageSampler(self.pair_shares, *self.key, TLM)
             self.pairs = PairSampler(self.parallel, self.pair_shares, *self.key, CONTRASTIVE)
+        self.distillation = self._texts() if DISTILL in phase.objectives else None
         self._packers: dict[str, PackedRows] = {}
         self._readers: dict[str, StreamedRows] = {}
         self._window: tuple[int, list[Any]] = (-1, [])
+
+    def _texts(self) -> DistillationTexts:
+        if self.text.teacher is None:
+            raise ConfigError(f"phase `{self.phase.name}`: its text was loaded without its teacher's tokens.")
+        longest, key = self.phase.text_length, (*self.key, DISTILL)
+        return DistillationTexts(self.text.corpora, self.shares, self.text.teacher, self.tokenizer, longest, *key)
 
     def _kind_shares(self) -> dict[str, float]:
         kinds = list(self.phase.masked)
@@ -135,6 +145,11 @@ class PhaseBatches:
     def pairs_per_batch(self) -> int:
         """Translation pairs in one contrastive batch."""
         return self.phase.pairs or max(self.layout.rows // 2, 2)
+
+    @property
+    def texts_per_batch(self) -> int:
+        """Texts in one distillation batch."""
+        return self.phase.texts or self.layout.rows
 
     def rows_before(self, number: int) -> int:
         """Return how many packed rows all processes took before their batch `number`."""
@@ -182,13 +197,17 @@ class PhaseBatches:
         Returns:
             `input_ids`, `labels` (B, T) and `objective` (B,), an index into `phase.masked`; with isolated documents
             also `attention_mask` (B, 1, T, T) and `position_ids` (B, T). With the contrastive objective
-            `pair_input_ids` and `pair_attention_mask` (2P, S), left sides first, and `pair_numbers` (P,).
+            `pair_input_ids` and `pair_attention_mask` (2P, S), left sides first, and `pair_numbers` (P,). With
+            distillation what `DistillationTexts.batch` returns.
         """
         batch: dict[str, Any] = {}
         if self.phase.masked:
             batch |= self._masked(number)
         if CONTRASTIVE in self.phase.objectives:
             batch |= self._contrastive(number * self.layout.processes + self.layout.rank)
+        if self.distillation is not None:
+            slot = number * self.layout.processes + self.layout.rank
+            batch |= self.distillation.batch(slot, self.texts_per_batch, DISTILL_TOKENS in self.phase.weights)
         return batch
 
     def _masked(self, number: int) -> dict[str, Any]:

@@ -115,6 +115,7 @@ def build_corpus(
     text_column: str = "text",
     id_column: str = "id",
     folder: Path | None = None,
+    numbered_by: PreTrainedTokenizerBase | None = None,
 ) -> Corpus:
     """Tokenise one language's rows.
 
@@ -125,6 +126,8 @@ def build_corpus(
         text_column: column of the text.
         id_column: column that marks translations; optional in the data.
         folder: where to keep the arrays; None keeps them in memory. A complete folder is read and not made again.
+        numbered_by: another tokenizer, whose corpus of these rows has each document under the same number: those that
+            it makes no token of are dropped, and no others. None takes `tokenizer`.
 
     Returns:
         The corpus. Empty documents are dropped.
@@ -140,8 +143,11 @@ def build_corpus(
         for batch in _batches(table, where, text_column, id_column):
             kept = [(text, key) for text, key in batch if text and text.strip()]
             encoded = encode_documents([text for text, _ in kept], tokenizer) if kept else []
-            for (text, key), tokens in zip(kept, encoded, strict=True):
-                if tokens:
+            others = encoded
+            if numbered_by is not None and kept:
+                others = encode_documents([text for text, _ in kept], numbered_by)
+            for (text, key), tokens, other in zip(kept, encoded, others, strict=True):
+                if other:
                     pieces.append(np.array(tokens, dtype=dtype))
                     lengths.append(len(tokens))
                     ids.append(key)

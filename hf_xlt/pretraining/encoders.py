@@ -1,7 +1,10 @@
-"""Building new encoders with a masked-LM head."""
+"""Building encoders with a masked-LM head: new ones, and ones of some layers of another."""
 
 from __future__ import annotations
 
+import copy
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from hf_xlt.errors import ConfigError, close_match
@@ -53,3 +56,78 @@ def new_encoder(shape: dict[str, Any], tokenizer: Any, seed: int, attn_implement
         return AutoModelForMaskedLM.from_config(
             config, attn_implementation=attn_implementation, dtype=torch.float32
         ).train()
+
+
+def choose_layers(asked: int | Sequence[int], depth: int) -> list[int]:
+    """Return the numbers of the layers that are asked for, from 0.
+
+    Args:
+        asked: the numbers, in rising order; or how many, spread evenly from the first to the last.
+        depth: how many layers there are.
+
+    Raises:
+        ConfigError: there are not so many, or the numbers do not rise.
+    """
+    if isinstance(asked, int):
+        if not 1 <= asked <= depth:
+            raise ConfigError(f"`student_layers` is {asked}; the model has {depth} layers: give 1 to {depth}.")
+        return [round(place * (depth - 1) / (asked - 1)) for place in range(asked)] if asked > 1 else [0]
+    numbers = list(asked)
+    rising = all(first < second for first, second in zip(numbers, numbers[1:], strict=False))
+    if not numbers or not rising or numbers[0] < 0 or numbers[-1] >= depth:
+        raise ConfigError(
+            f"`student_layers` is {','.join(map(str, numbers)) or 'empty'}; give numbers from 0 to {depth - 1} in "
+            "rising order, each once."
+        )
+    return numbers
+
+
+def with_layers(model: Any, asked: int | Sequence[int]) -> Any:
+    """Return a model of some of the layers of another; embeddings and all else are copied.
+
+    Args:
+        model: with a masked-LM head; it is not changed.
+        asked: as `choose_layers`.
+
+    Raises:
+        ConfigError: as `choose_layers`, or the model's layers are not of one make.
+    """
+    import torch
+    from transformers import AutoModelForMaskedLM
+
+    depth = model.config.num_hidden_layers
+    numbers = choose_layers(asked, depth)
+    stacks = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == depth
+    ]
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = len(numbers)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[number] for number in numbers]
+    unfit = ConfigError(
+        f"`student_layers`: the layers of `{type(model).__name__}` cannot be taken one by one. Leave it out, or start "
+        "from a new `model`."
+    )
+    if len(stacks) != 1:
+        raise unfit
+    places = {number: place for place, number in enumerate(numbers)}
+    pattern = re.compile(re.escape(stacks[0]) + r"\.(\d+)\.")
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        found = pattern.match(name)
+        if found is None:
+            weights[name] = tensor
+        elif int(found[1]) in places:
+            weights[f"{stacks[0]}.{places[int(found[1])]}.{name[found.end() :]}"] = tensor
+    try:
+        smaller = AutoModelForMaskedLM.from_config(
+            config, attn_implementation=model.config._attn_implementation, dtype=torch.float32
+        )
+        smaller.load_state_dict(weights)
+    except (RuntimeError, ValueError) as error:
+        raise unfit from error
+    smaller.config._name_or_path = model.config._name_or_path
+    smaller.name_or_path = model.name_or_path
+    return smaller.train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -16,8 +17,10 @@ from hf_xlt.data.sources import FileSource, HubSource, make_source
 from hf_xlt.data.tables import SPLIT_COLUMN
 from hf_xlt.errors import ConfigError, close_match
 from hf_xlt.launch import is_first_process
+from hf_xlt.models import load_tokenizer
 from hf_xlt.pretraining.batches import PhaseText
 from hf_xlt.pretraining.corpus import Corpus, Subset, build_corpus, encode_documents, hold_out
+from hf_xlt.pretraining.distillation import TeacherText
 from hf_xlt.pretraining.plan import ALL_LANGUAGES, Phase, Source
 from hf_xlt.pretraining.statistics import tokenizer_hash
 
@@ -106,10 +109,14 @@ def load_phase_text(
         raise ConfigError(f"phase `{phase.name}` reads `{both[0]}` both streamed and not; choose one.")
     corpora = {code: _cached(code, parts[code], tokenizer) for code in sorted(parts)}
     text = phase_text(corpora, seed, held_out_share)
+    if phase.teacher is not None:
+        teacher = load_tokenizer(phase.teacher)
+        tokens = {code: _cached(code, parts[code], teacher, numbered_by=tokenizer) for code in corpora}
+        text = dataclasses.replace(text, teacher=TeacherText(teacher, tokens))
     sizes = dict(text.sizes)
     for code, (dataset, column) in sorted(streams.items()):
         sizes[code] = _stream_size(code, dataset, column, tokenizer, manifest, phase.alpha)
-    return PhaseText(text.corpora, text.held_out, streams, sizes, frozenset(streams), names)
+    return dataclasses.replace(text, streams=streams, sizes=sizes, estimated=frozenset(streams), names=names)
 
 
 def phase_text(corpora: Mapping[str, Corpus], seed: int, held_out_share: float = 0.0) -> PhaseText:
@@ -144,10 +151,12 @@ def corpora_of_tables(tables: Mapping[str, Any], tokenizer: Any, phase: Phase) -
     }
 
 
-def _cached(code: str, parts: Sequence[tuple[Source, Any]], tokenizer: Any) -> Corpus:
+def _cached(code: str, parts: Sequence[tuple[Source, Any]], tokenizer: Any, numbered_by: Any | None = None) -> Corpus:
     keys = [
         f"{opened.fingerprint(code, source.split)} {source.text_column} {source.id_column}" for source, opened in parts
     ]
+    if numbered_by is not None:
+        keys.append(f"numbered by {tokenizer_hash(numbered_by)}")
     key = hashlib.sha256("\n".join([tokenizer_hash(tokenizer), code, *keys]).encode()).hexdigest()[:32]
     where = f"the text of `{code}` ({', '.join(opened.name for _, opened in parts)})"
     columns = {(source.text_column, source.id_column) for source, _ in parts}
@@ -156,7 +165,15 @@ def _cached(code: str, parts: Sequence[tuple[Source, Any]], tokenizer: Any) -> C
     text_column, id_column = columns.pop()
     folder = token_cache() / key
     tables = (opened.read(code, source.split) for source, opened in parts)
-    return build_corpus(tables, tokenizer, where, text_column=text_column, id_column=id_column, folder=folder)
+    return build_corpus(
+        tables,
+        tokenizer,
+        where,
+        text_column=text_column,
+        id_column=id_column,
+        folder=folder,
+        numbered_by=numbered_by,
+    )
 
 
 def _open_stream(opened: Any, source: Source, code: str) -> Any:

@@ -1,4 +1,4 @@
-"""Pre-training losses: masked language modelling on the masked positions alone, and a contrastive loss on pairs.
+"""Pre-training losses: masked language modelling on masked positions alone, contrast of pairs, distillation.
 
 Masked language modelling: stock models project every token onto the vocabulary, although about
 15 % are predicted. Here the stock model runs as it is, so that DDP, autocast, PEFT and gradient checkpointing keep
@@ -6,7 +6,8 @@ working, with two changes for one forward pass: the base model's output is cut d
 head sees it, and the output layer computes the loss in chunks of rows, with its gradients, so that never more than
 one chunk of logits exists.
 
-The contrastive loss is our addition to the pre-training paper: symmetric in-batch softmax over cosines.
+The contrastive loss is our addition to the pre-training paper: symmetric in-batch softmax over cosines. So is
+distillation: how far sentence vectors and token states are from a teacher's.
 
 Shapes: B batch, T tokens, D hidden, V vocabulary, M masked positions, P pairs.
 """
@@ -213,9 +214,23 @@ def sentence_vectors(model: nn.Module, bare: nn.Module, inputs: Mapping[str, Any
     """
     if pooling not in ("mean", "first"):
         raise ConfigError(f"the pooling is `{pooling}`; it must be `mean` or `first`.")
+    hidden = hidden_states(model, bare, inputs)
+    return mean_pool(hidden, inputs.get("attention_mask")) if pooling == "mean" else hidden[:, 0]
+
+
+def hidden_states(model: nn.Module, bare: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """Return the last hidden states (P, T, D), with no row for the head, whose parameters get zero gradients.
+
+    Args:
+        model: wrapped or bare.
+        bare: the model without wrappers, or a PEFT model.
+        inputs: with `input_ids` and `attention_mask` (P, T).
+
+    Raises:
+        ConfigError: as `masked_lm_loss`.
+    """
     zero, hidden = masked_lm_outputs(model, bare, inputs, torch.full_like(inputs["input_ids"], IGNORED))
-    vectors = mean_pool(hidden, inputs.get("attention_mask")) if pooling == "mean" else hidden[:, 0]
-    return vectors + zero.to(vectors.dtype)
+    return hidden + zero.to(hidden.dtype)
 
 
 def contrastive_losses(
@@ -248,3 +263,46 @@ def contrastive_losses(
         own = torch.arange(len(scores), device=scores.device)
         forth, back = (F.cross_entropy(side, own, reduction="none") for side in (scores, scores.T))
         return (forth + back) / 2
+
+
+def distances(own: Tensor, target: Tensor, match: str) -> Tensor:
+    """Return how far each vector is from its target, in float32.
+
+    Args:
+        own: (..., D).
+        target: (..., D), without gradient.
+        match: `cosine`, 1 less the cosine, or `mse`, the mean of the squared differences.
+
+    Returns:
+        (...,).
+    """
+    with torch.autocast(own.device.type, enabled=False):
+        exact = torch.promote_types(torch.float32, own.dtype)
+        own, target = own.to(exact), target.to(exact)
+        if match == "cosine":
+            return 1 - F.cosine_similarity(own, target, dim=-1)
+        return (own - target).square().mean(-1)
+
+
+def distillation_losses(
+    hidden: Tensor, batch: Mapping[str, Tensor], match: str, poolings: tuple[str, ...]
+) -> tuple[Tensor, Tensor | None]:
+    """Compare a student's states with what its teacher makes of the same texts.
+
+    Args:
+        hidden: (N, S, D), last states of the student.
+        batch: with `text_attention_mask` (N, S), `teacher_vectors` (N, D), and, where token states are matched,
+            `state_mask` (N, S) and `teacher_states` (N, S, D).
+        match: as `distances`.
+        poolings: how the student's sentence vectors are pooled, each of which is to match: `mean`, `first`.
+
+    Returns:
+        Losses of the texts (N,), the mean over `poolings`; and of the matched tokens (K,), or None.
+    """
+    pooled = {"mean": lambda: mean_pool(hidden, batch["text_attention_mask"]), "first": lambda: hidden[:, 0]}
+    sides = [distances(pooled[name](), batch["teacher_vectors"], match) for name in poolings]
+    texts = torch.stack(sides).mean(0)
+    if "teacher_states" not in batch:
+        return texts, None
+    chosen = batch["state_mask"]
+    return texts, distances(hidden[chosen], batch["teacher_states"][chosen], match)

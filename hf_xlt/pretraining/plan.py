@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,13 +19,26 @@ from hf_xlt.errors import ConfigError, close_match, setting
 from hf_xlt.training.dependent import dependent, unused_problems
 from hf_xlt.yaml_file import check_kinds
 
-MLM, TLM, CONTRASTIVE = "mlm", "tlm", "contrastive"
-OBJECTIVES = (MLM, TLM, CONTRASTIVE)
+MLM, TLM, CONTRASTIVE, DISTILL = "mlm", "tlm", "contrastive", "distill"
+OBJECTIVES = (MLM, TLM, CONTRASTIVE, DISTILL)
+# Part of the loss beside those named by objectives: the teacher's token states.
+DISTILL_TOKENS = "distill_tokens"
+COSINE, MSE = "cosine", "mse"
+MATCHES = (COSINE, MSE)
 ALL_LANGUAGES = "all"
 LEAVE, REDRAW, FREEZE = "leave", "redraw", "freeze"
 UNSEEN_ROWS = (LEAVE, REDRAW, FREEZE)
 # Fields that came later: a phase that leaves them alone is the same phase as before.
-_LATER_FIELDS = {"optimizer_carry": False, "unseen_rows": LEAVE}
+_LATER_FIELDS = {
+    "optimizer_carry": False,
+    "unseen_rows": LEAVE,
+    "teacher": None,
+    "match": COSINE,
+    "token_weight": 1.0,
+    "texts": None,
+    "text_length": 128,
+    "teacher_cache_gb": 2.0,
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +72,7 @@ class Phase:
         name: part of its folder's name; its random streams are keyed by it.
         steps: updates.
         sources: its text.
-        objectives: weight in the loss by objective: `mlm`, `tlm`, `contrastive`.
+        objectives: weight in the loss by objective: `mlm`, `tlm`, `contrastive`, `distill`.
         learning_rate: peak rate; None takes the config's.
         alpha: exponent of the language mixture; 1 follows the data, 0 is uniform.
         floors: least share of single languages (the replay floor against forgetting).
@@ -78,6 +92,13 @@ class Phase:
             in between. The schedule starts anew all the same.
         unseen_rows: what happens to embeddings of pieces that the text does not hold: `leave`, `redraw` (when the next
             phase starts, those of pieces in no text so far are drawn like the others) or `freeze` (in this phase).
+        teacher: directory or Hub id of the encoder that `distill` follows.
+        match: how far a vector is from the teacher's: `cosine` (1 - cosine) or `mse` (mean squared difference).
+        token_weight: weight of the token states' part beside that of the sentence vectors; 0 leaves it out.
+        texts: texts in each distillation batch of a device; None takes as many as rows.
+        text_length: longest of these texts in tokens; longer ones are cut.
+        teacher_cache_gb: GiB of the teacher's states that are kept on disk; what does not fit is computed again
+            each time it is drawn.
     """
 
     name: str
@@ -101,6 +122,12 @@ class Phase:
     embedding_warmup_steps: int = 0
     optimizer_carry: bool = False
     unseen_rows: str = LEAVE
+    teacher: str | None = None
+    match: str = COSINE
+    token_weight: float = 1.0
+    texts: int | None = None
+    text_length: int = 128
+    teacher_cache_gb: float = 2.0
 
     def __post_init__(self) -> None:
         """Check ranges.
@@ -118,9 +145,14 @@ class Phase:
         return {name: weight for name, weight in self.objectives.items() if name in (MLM, TLM)}
 
     @property
-    def weights(self) -> list[float]:
-        """Weights of the parts of the loss: the masked objectives in their order, then the contrastive one."""
-        return [*self.masked.values(), *(self.objectives[name] for name in self.objectives if name == CONTRASTIVE)]
+    def weights(self) -> dict[str, float]:
+        """Weights of the parts of the loss: the masked objectives in their order, then the others."""
+        parts = {**self.masked, **{name: self.objectives[name] for name in (CONTRASTIVE,) if name in self.objectives}}
+        if DISTILL in self.objectives:
+            parts[DISTILL] = self.objectives[DISTILL]
+            if self.token_weight:
+                parts[DISTILL_TOKENS] = self.objectives[DISTILL] * self.token_weight
+        return parts
 
     @property
     def parallel(self) -> bool:
@@ -136,8 +168,9 @@ class Phase:
             source["text"] = shareable_pattern(source["text"])
             if not source["language_map"]:
                 del source["language_map"]
-        if self.tokenizer is not None:
-            values["tokenizer"] = shareable_pattern(self.tokenizer)
+        for name in ("tokenizer", "teacher"):
+            if values[name] is not None:
+                values[name] = shareable_pattern(values[name])
         return {name: value for name, value in values.items() if _LATER_FIELDS.get(name, ...) != value}
 
     def changes_from(self, definition: Mapping[str, Any]) -> list[str]:
@@ -204,6 +237,29 @@ def _problems(phase: Phase) -> list[str]:
         )
     if phase.parallel and streamed:
         problems.append("tlm and contrastive need text that is not streamed: translations are found by id beforehand")
+    return problems + _distillation_problems(phase, streamed)
+
+
+def _distillation_problems(phase: Phase, streamed: bool) -> list[str]:
+    if DISTILL not in phase.objectives:
+        own = ("teacher", "match", "token_weight", "texts", "text_length", "teacher_cache_gb")
+        given = [name for name in own if getattr(phase, name) != _LATER_FIELDS[name]]
+        return [f"`{given[0]}` is of the objective `distill`, which is not among `objectives`"] if given else []
+    problems = []
+    if not phase.teacher:
+        problems.append("`distill` needs `teacher`, the directory or Hub id of the encoder to follow")
+    if phase.match not in MATCHES:
+        problems.append(f"`match` is {phase.match!r}; choose from {', '.join(MATCHES)}")
+    if not 0 <= phase.token_weight < math.inf:
+        problems.append(f"`token_weight` is {phase.token_weight}; it must be 0 or more")
+    if phase.texts is not None and phase.texts < 1:
+        problems.append(f"`texts` is {phase.texts}; give 1 or more")
+    if phase.text_length < 4:
+        problems.append(f"`text_length` is {phase.text_length}; give 4 tokens or more")
+    if not 0 <= phase.teacher_cache_gb < math.inf:
+        problems.append(f"`teacher_cache_gb` is {phase.teacher_cache_gb}; it must be 0 (nothing is kept) or more")
+    if streamed:
+        problems.append("distill needs text that is not streamed: the teacher reads it beforehand")
     return problems
 
 

@@ -24,6 +24,8 @@ class Plan:
         output_dir: where it goes.
         training: fields of `MetaPretrainingConfig` for all phases.
         manifest: file of `hf-xlt lang-stats` with the sizes of streamed text, or None.
+        student_layers: layers of `model` that the encoder starts from: their numbers from 0, or how many, spread
+            evenly; None takes all.
         attn_implementation: attention kernel, or None for the library's choice; not saved.
         threads: CPU threads per process, or None.
     """
@@ -34,6 +36,7 @@ class Plan:
     output_dir: str = DEFAULT_FOLDER
     training: dict[str, Any] = field(default_factory=dict)
     manifest: str | None = None
+    student_layers: int | list[int] | None = None
     attn_implementation: str | None = None
     threads: int | None = None
 
@@ -68,6 +71,23 @@ def read_plan(path: str) -> Plan:
         raise ConfigError(f"`{path}`: two phases are called `{twice[0]}`; names must differ.")
     if isinstance(values["model"], dict) and "model_type" not in values["model"]:
         raise ConfigError(f"`{path}`: a new `model` needs `model_type`, such as modernbert or xlm-roberta.")
+    if isinstance(values["model"], dict) and values.get("student_layers") is not None:
+        raise ConfigError(f"`{path}`: `student_layers` chooses layers of a trained `model`; a new one has none.")
     if isinstance(values["model"], dict) and not values.get("tokenizer"):
         raise ConfigError(f"`{path}`: a new `model` needs a `tokenizer`; make one with `hf-xlt train-tokenizer`.")
     return Plan(phases=phases, **{**values, "training": values.get("training") or {}})
+
+
+def parse_layers(value: str) -> int | list[int]:
+    """Read `--student-layers`: numbers separated by commas, or a single number, which is how many.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    parts = [part.strip() for part in value.split(",") if part.strip()]
+    if not parts or not all(part.isdecimal() for part in parts):
+        raise ConfigError(
+            f"`--student-layers` is {value!r}; give numbers of layers such as 0,4,8,11, or how many, such as 4."
+        )
+    numbers = [int(part) for part in parts]
+    return numbers if "," in value else numbers[0]

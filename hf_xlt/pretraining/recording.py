@@ -14,6 +14,8 @@ from hf_xlt.pretraining.plan_file import Plan
 from hf_xlt.pretraining.report import PhaseReport
 from hf_xlt.record import RunRecord
 
+# Where nothing predicts masked words, the output layer is as it was before, if there was one.
+_VECTORS = {"pipeline_tag": "feature-extraction", "auto_model": "AutoModel"}
 TASK = {"name": "fill-mask", "pipeline_tag": "fill-mask", "auto_model": "AutoModelForMaskedLM", "metric": "loss"}
 _SECRET = ("hub_token",)
 # What one invocation asks for, and repeating the pre-training does not.
@@ -42,7 +44,7 @@ def start_record(
             "title": strategy.title,
             "paper": dataclasses.asdict(strategy.paper),
         },
-        task=dict(TASK),
+        task={**TASK, **({} if any(phase.masked for phase in plan.phases) else _follows(plan))},
         arguments=_arguments(plan, config),
         settings=settings(plan),
         model={
@@ -62,12 +64,17 @@ def start_record(
     )
 
 
+def _follows(plan: Plan) -> dict[str, str]:
+    return _VECTORS if any(phase.teacher for phase in plan.phases) else {}
+
+
 def settings(plan: Plan) -> dict[str, Any]:
     """Return the plan's training arguments, and its phases under `phases`."""
     from hf_xlt.environment import shareable_arguments
 
     return {
         **shareable_arguments(plan.training, _SECRET),
+        **({} if plan.student_layers is None else {"student_layers": plan.student_layers}),
         "phases": [phase.definition() for phase in plan.phases],
     }
 
@@ -78,7 +85,7 @@ def describe_phase(report: PhaseReport) -> dict[str, Any]:
     Returns:
         `sources` (shareable names), `hub_ids` among them, `row_tokens` (tokens of all its packed rows), and by
         language `tokens` of text, `shares` of the mixture and masked-LM `epochs`; `estimated` lists the languages
-        whose size is an estimate.
+        whose size is an estimate. With distillation `teacher`, as `describe_teacher`.
     """
     from hf_xlt.data.sources import make_source, shareable_pattern
 
@@ -92,7 +99,16 @@ def describe_phase(report: PhaseReport) -> dict[str, Any]:
         "estimated": sorted(report.estimated),
         "shares": {code: round(share, 6) for code, share in report.shares.items()},
         "epochs": {code: round(value, 3) for code, value in report.epochs.items()},
+        **({"teacher": describe_teacher(report.phase.teacher)} if report.phase.teacher else {}),
     }
+
+
+def describe_teacher(name: str) -> dict[str, str]:
+    """Return how a card calls a teacher, `name`, and `license`, `license_link` as far as its own card says them."""
+    from hf_xlt.models import ModelSource
+
+    source = ModelSource.find(name)
+    return {"name": source.name or Path(name).name, **source.license()}
 
 
 def describe_languages(data: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:

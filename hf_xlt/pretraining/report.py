@@ -9,7 +9,7 @@ from typing import Any
 from hf_xlt.pretraining.batches import Layout, PhaseBatches, PhaseText
 from hf_xlt.pretraining.loading import UNKNOWN_LIMIT, unknown_shares
 from hf_xlt.pretraining.mixture import effective_epochs, temperature_distribution
-from hf_xlt.pretraining.plan import CONTRASTIVE, MLM, TLM, Phase
+from hf_xlt.pretraining.plan import CONTRASTIVE, DISTILL, MLM, TLM, Phase
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class PhaseReport:
         logits_bytes: float32 logits of one micro-batch if every token were projected.
         masked_bytes: float32 logits of its masked tokens alone; even these are held in parts.
         warnings: one sentence each.
+        texts: texts to distil on, over all updates.
     """
 
     phase: Phase
@@ -37,6 +38,7 @@ class PhaseReport:
     logits_bytes: int
     masked_bytes: int
     warnings: tuple[str, ...]
+    texts: int = 0
 
     def lines(self) -> list[str]:
         """Return the report as text."""
@@ -49,6 +51,10 @@ class PhaseReport:
             f"{self.masked_bytes / 2**20:,.0f} MiB for the masked ones",
             f"  {'language':<10} {'tokens':>13} {'share':>7} {'epochs':>8}",
         ]
+        if not phase.masked:
+            lines.pop(1)
+        if DISTILL in phase.objectives:
+            lines.insert(1, f"  teacher: {phase.teacher}, {self.texts:,} texts of at most {phase.text_length} tokens")
         for code in sorted(self.shares, key=self.shares.get, reverse=True):
             mark = "~" if code in self.estimated else ""
             lines.append(
@@ -101,6 +107,9 @@ def report_phase(phase: Phase, text: PhaseText, vocabulary: int, config: Any) ->
         batch_tokens * vocabulary * 4,
         int(batch_tokens * phase.masked_share) * vocabulary * 4,
         tuple(warnings),
+        phase.steps * rows // config.per_device_train_batch_size * (phase.texts or config.per_device_train_batch_size)
+        if DISTILL in phase.objectives
+        else 0,
     )
 
 

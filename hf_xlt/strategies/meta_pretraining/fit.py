@@ -7,6 +7,8 @@ from typing import Any
 from torch import nn
 
 from hf_xlt.errors import ConfigError
+from hf_xlt.modelling.limits import find_limits
+from hf_xlt.models import ModelSource
 from hf_xlt.pretraining.objectives import base_model
 from hf_xlt.pretraining.plan import FREEZE, Phase
 
@@ -31,6 +33,41 @@ def check_model(model: nn.Module, tokenizer: Any, row_length: int) -> None:
     longest -= first_position(model)
     if row_length > longest:
         raise ConfigError(f"`row_length` is {row_length}, the model's position table ends at {longest}.")
+
+
+def check_distillation(phase: Phase, student: Any, tokenizer: Any, held_out: bool) -> None:
+    """Refuse a distillation that cannot be done, before anything is computed; of the teacher its config is read.
+
+    Args:
+        phase: with a teacher.
+        student: config of the student.
+        tokenizer: of the teacher.
+        held_out: whether documents are held out.
+
+    Raises:
+        ConfigError: the teacher is no encoder, its tokenizer is another model's, a text is longer than either model
+            takes, or text is held out for a loss that the phase does not train.
+    """
+    config = ModelSource.find(phase.teacher).load_config()
+    if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False):
+        raise ConfigError(f"teacher `{phase.teacher}` is no encoder (`{config.model_type}`); give one, such as E5.")
+    limits = find_limits(config)
+    rows = limits.tokens
+    if rows is not None and len(tokenizer) > rows:
+        raise ConfigError(
+            f"teacher `{phase.teacher}`: its tokenizer has {len(tokenizer):,} pieces and the model {rows:,} rows; "
+            "they do not belong together."
+        )
+    for name, longest in (("teacher", limits.positions), ("student", find_limits(student).positions)):
+        if longest is not None and phase.text_length > longest:
+            raise ConfigError(
+                f"phase `{phase.name}`: `text_length` is {phase.text_length}, and the {name} takes {longest} tokens."
+            )
+    if held_out and not phase.masked:
+        raise ConfigError(
+            f"phase `{phase.name}`: `held_out_share` reports a masked-LM loss, and `distill` alone trains no output "
+            "layer. Leave it out, or add `mlm` to `objectives`."
+        )
 
 
 def check_whole(phase: Phase) -> None:

@@ -1,4 +1,4 @@
-"""`MetaPretrainingTrainer`: one phase of pre-training on masked tokens and translation pairs.
+"""`MetaPretrainingTrainer`: one phase of pre-training on masked tokens, translation pairs and a teacher's states.
 
 The name follows the paper; there is no inner loop. A pre-training is a sequence of such trainers, each with its own
 optimizer and schedule.
@@ -16,16 +16,31 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from hf_xlt.errors import ConfigError
+from hf_xlt.launch import is_first_process
 from hf_xlt.pretraining.batches import BatchNumbers, Layout, PhaseBatches, PhaseText, batch_loader
 from hf_xlt.pretraining.evaluation import held_out_losses
 from hf_xlt.pretraining.meter import Meter
-from hf_xlt.pretraining.objectives import IGNORED, contrastive_losses, masked_lm_loss, sentence_vectors
-from hf_xlt.pretraining.plan import Phase
+from hf_xlt.pretraining.objectives import (
+    IGNORED,
+    contrastive_losses,
+    distillation_losses,
+    hidden_states,
+    masked_lm_loss,
+    sentence_vectors,
+)
+from hf_xlt.pretraining.plan import CONTRASTIVE, DISTILL, DISTILL_TOKENS, Phase
 from hf_xlt.pretraining.stream_states import StreamStates
+from hf_xlt.pretraining.teacher import Places, Teacher, keep_states
 from hf_xlt.strategies.meta_pretraining.carry import CarriedMoments
 from hf_xlt.strategies.meta_pretraining.config import PHASE_FIELDS, REFUSALS, MetaPretrainingConfig
 from hf_xlt.strategies.meta_pretraining.embeddings_first import EmbeddingsFirst
-from hf_xlt.strategies.meta_pretraining.fit import check_model, check_whole, first_position, pooling_of
+from hf_xlt.strategies.meta_pretraining.fit import (
+    check_distillation,
+    check_model,
+    check_whole,
+    first_position,
+    pooling_of,
+)
 from hf_xlt.strategies.meta_pretraining.unseen_rows import UnseenRows
 from hf_xlt.training.trainer import XLTTrainer
 from hf_xlt.training.window import UpdateWindow
@@ -37,8 +52,10 @@ class MetaPretrainingTrainer(XLTTrainer):
     """Trains one phase.
 
     The loss of an update is sum_o w_o L_o over the objectives o: L_mlm and L_tlm are means over the masked tokens of
-    the whole update, L_contrastive is the mean over its translation pairs. The negatives of a pair are those of its
-    micro-batch on its device, so the contrastive loss depends on how an update is split; the other two do not.
+    the whole update, L_contrastive is the mean over its translation pairs, L_distill the mean over its texts plus
+    `token_weight` times the mean over the tokens that student and teacher have in common. The negatives of a pair are
+    those of its micro-batch on its device, so the contrastive loss depends on how an update is split; the others do
+    not.
     """
 
     config_cls = MetaPretrainingConfig
@@ -85,6 +102,13 @@ class MetaPretrainingTrainer(XLTTrainer):
         self.streams = StreamStates(text, own.process_index, own.world_size, own.dataloader_num_workers, lost)
         self.weights = phase.weights
         self.pooling = pooling_of(self.args.pooling, self.bare_model().config)
+        # A teacher's vector is a mean; the student's own head may read another place, which then has to hold it too.
+        self.poolings = ("mean", self.pooling) if self.args.pooling == "auto" else (self.pooling,)
+        self.poolings = tuple(dict.fromkeys(self.poolings))
+        self.teacher: Teacher | None = None
+        self._teacher_hash: str | None = None
+        if DISTILL in phase.objectives:
+            check_distillation(phase, self.bare_model().config, text.teacher.tokenizer, bool(text.held_out))
         self._meter = Meter()
         self.unseen = UnseenRows(phase, text, self.processing_class)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -101,6 +125,8 @@ class MetaPretrainingTrainer(XLTTrainer):
         """Return the phase's batches for this process, in order; the stock resume skips by number."""
         workers = self.args.dataloader_num_workers
         count = self.args.max_steps * self.args.gradient_accumulation_steps
+        if self.batches.distillation is not None and self.teacher is None:
+            self._follow_teacher(count * self.args.world_size)
         numbers = BatchNumbers(self.batches, count, workers, self.streams.readers)
         pinned = self.args.dataloader_pin_memory and self.args.device.type == "cuda"
         return batch_loader(numbers, workers, self.args.dataloader_prefetch_factor, pinned)
@@ -122,6 +148,19 @@ class MetaPretrainingTrainer(XLTTrainer):
         self.window = UpdateWindow(self.args.seed, self.state.global_step, counts.clamp(min=1.0))
         return batches, self.window.units
 
+    def _follow_teacher(self, slots: int) -> None:
+        """Load the teacher, and have its states of all texts that are drawn at hand."""
+        own, phase, texts = self.args, self.phase, self.batches.distillation
+        self.teacher = Teacher(phase.teacher, own.device, self.compute_loss_context_manager)
+        self._teacher_hash = self.teacher.fingerprint()
+        precision = "bfloat16" if own.bf16 else "float16" if own.fp16 else "float32"
+        waiting = self.accelerator.wait_for_everyone
+        places = Places(Path(own.output_dir), own.process_index, own.world_size, waiting, precision)
+        width = self.bare_model().config.get_text_config().hidden_size
+        texts.cache, line = keep_states(self.teacher, texts, slots, self.batches.texts_per_batch, width, phase, places)
+        if is_first_process():
+            print(f"Phase {phase.name}: {line}", flush=True)  # noqa: T201
+
     def _over_processes(self, counts: Tensor) -> Tensor:
         return self.accelerator.reduce(counts, reduction="sum") if self.args.world_size > 1 else counts
 
@@ -130,6 +169,9 @@ class MetaPretrainingTrainer(XLTTrainer):
         counts = [float(batch["labels"][batch["objective"] == kind].ne(IGNORED).sum()) for kind in kinds]
         if "pair_numbers" in batch:
             counts.append(float(len(batch["pair_numbers"])))
+        if "text_input_ids" in batch:
+            counts.append(float(len(batch["text_input_ids"])))
+            counts += [float(batch["state_mask"].sum())] if DISTILL_TOKENS in self.weights else []
         return torch.tensor(counts)
 
     def training_step(
@@ -162,7 +204,7 @@ class MetaPretrainingTrainer(XLTTrainer):
             Scalar loss.
         """
         units = self._units(inputs).clamp(min=1.0) if num_items_in_batch is None else num_items_in_batch
-        scales = torch.tensor(self.weights, device=units.device) / units
+        scales = torch.tensor(list(self.weights.values()), device=units.device) / units
         bare, loss = self.bare_model(), torch.zeros((), device=units.device)
         if "labels" in inputs:
             chosen = {name: inputs[name] for name in _MODEL_INPUTS if name in inputs}
@@ -173,9 +215,11 @@ class MetaPretrainingTrainer(XLTTrainer):
             self._meter.add("masked", masked, inputs["input_ids"].numel())
             loss = loss + masked
         if "pair_numbers" in inputs:
-            pairs = self._contrastive(model, bare, inputs).sum() * scales[-1]
+            pairs = self._contrastive(model, bare, inputs).sum() * scales[list(self.weights).index(CONTRASTIVE)]
             self._meter.add("contrastive", pairs, int(inputs["pair_attention_mask"].sum()))
             loss = loss + pairs
+        if "text_input_ids" in inputs:
+            loss = loss + self._distillation(model, bare, inputs, scales)
         return loss * self.args.world_size
 
     def _contrastive(self, model: nn.Module, bare: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
@@ -183,6 +227,21 @@ class MetaPretrainingTrainer(XLTTrainer):
         left, right = sentence_vectors(model, bare, sides, self.pooling).chunk(2)
         numbers = inputs["pair_numbers"]
         return contrastive_losses(left, right, self.phase.temperature, numbers[:, None] == numbers[None, :])
+
+    def _distillation(self, model: nn.Module, bare: nn.Module, inputs: dict[str, Any], scales: Tensor) -> Tensor:
+        sides = {"input_ids": inputs["text_input_ids"], "attention_mask": inputs["text_attention_mask"]}
+        if "missing" in inputs:
+            self.teacher.complete(inputs, self.batches.distillation)
+        hidden = hidden_states(model, bare, sides)
+        texts, tokens = distillation_losses(hidden, inputs, self.phase.match, self.poolings)
+        names, read = list(self.weights), int(sides["attention_mask"].sum())
+        loss = texts.sum() * scales[names.index(DISTILL)]
+        self._meter.add(DISTILL, loss, read)
+        if tokens is not None:
+            part = tokens.sum() * scales[names.index(DISTILL_TOKENS)]
+            self._meter.add(DISTILL_TOKENS, part, 0)
+            loss = loss + part
+        return loss
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Sequence[str] | None = None, metric_key_prefix: str = "eval"
@@ -231,6 +290,7 @@ class MetaPretrainingTrainer(XLTTrainer):
             "phase": self.phase.definition(),
             "phase_index": self.phase_index,
             "fingerprint": self.phase.fingerprint(),
+            **({"teacher": self._teacher_hash} if self._teacher_hash else {}),
             "shares": self.batches.shares,
             "rows": rows,
             "tokens": {
@@ -251,6 +311,11 @@ class MetaPretrainingTrainer(XLTTrainer):
             raise ConfigError(
                 f"phase `{self.phase.name}` was started with another definition (changed: {', '.join(changed)}). "
                 "Restore it, or resume with `allow_phase_change`."
+            )
+        if values.get("teacher") != self._teacher_hash and not self.args.allow_phase_change:
+            raise ConfigError(
+                f"phase `{self.phase.name}` was started with another teacher: the weights in `{self.phase.teacher}` "
+                "have changed. Restore them, or resume with `allow_phase_change`."
             )
         self.streams.load(self._extra_state.folder, self.args.strict_resume)
 
