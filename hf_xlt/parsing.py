@@ -280,7 +280,9 @@ def default_settings(name: str, explicit: frozenset[str], place: tuple[str | Non
         defaults |= {"model": EMBEDDED_PHRASES, "dataset": EMBEDDED}
         place = (EMBEDDED_PHRASES, EMBEDDED)
     if place == (EMBEDDED_PHRASES, EMBEDDED):
-        defaults |= EMBEDDED_SETTINGS
+        # A number of updates would win over the epochs that were asked for.
+        left = {"max_steps"} if "num_train_epochs" in explicit else set()
+        defaults |= {name: value for name, value in EMBEDDED_SETTINGS.items() if name not in left}
     return defaults
 
 

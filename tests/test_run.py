@@ -132,6 +132,8 @@ def test_the_embedded_task_brings_its_settings_named_or_not():
     assert bare.data == named.data and bare.config.max_steps == named.config.max_steps == 180
     assert bare.embedded and bare.run.threads == 1
     assert parse_arguments(["--model", "embedded", "--dataset", "x.{lang}.csv"]).config.max_steps == -1
+    # Epochs that were asked for are not lost to the number of updates of the demo.
+    assert bare.config.max_steps == 180 and parse_arguments(["--num-train-epochs", "1"]).config.max_steps == -1
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(go, tmp_path):
