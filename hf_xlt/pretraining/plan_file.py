@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_xlt.errors import ConfigError, close_match
+from hf_xlt.errors import ConfigError, close_match, setting
 from hf_xlt.pretraining.plan import Phase, as_list, make_phase, make_source
 from hf_xlt.yaml_file import check_kinds, read_yaml
 
@@ -87,7 +87,8 @@ def parse_layers(value: str) -> int | list[int]:
     parts = [part.strip() for part in value.split(",") if part.strip()]
     if not parts or not all(part.isdecimal() for part in parts):
         raise ConfigError(
-            f"`--student-layers` is {value!r}; give numbers of layers such as 0,4,8,11, or how many, such as 4."
+            f"{setting('student_layers')} is {value!r}; give numbers of layers such as 0,4,8,11, or how many, "
+            "such as 4."
         )
     numbers = [int(part) for part in parts]
     return numbers if "," in value else numbers[0]

@@ -369,7 +369,8 @@ def _train(trainer: XLTTrainer, phase: RunPhase, folder: Path, resume: bool) -> 
             raise
         raise ConfigError(
             f"{kind_of(trainer.bare_model())} cannot be trained by {type(trainer).__name__}: the first update fails "
-            f"({type(error).__name__}: {one_line(error).rstrip('.')}). Choose another model or another `--strategy`."
+            f"({type(error).__name__}: {one_line(error).rstrip('.')}). Choose another model or "
+            f"another {setting('strategy')}."
         ) from error
     finally:
         # A signal from here on stops at once: there is nothing left to save.
