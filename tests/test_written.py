@@ -96,7 +96,7 @@ def test_overwrite_deletes_the_run_and_nothing_of_the_users(world, tmp_path, mon
 def test_an_edited_card_stays_and_a_rendered_one_goes(world, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(world)
     out = tmp_path / "out"
-    line = [*LINE.split(), "--save-strategy", "no", "--output-dir", str(out)]
+    line = [*LINE.split(), "--output-dir", str(out)]
     assert main(line) == 0
     rendered = (out / "README.md").read_text()
     assert main([*line, "--seed", "5", "--overwrite"]) == 0
