@@ -126,9 +126,10 @@ def withdraw(folder: Path, made: bool) -> None:
     if left != [folder / RECORD_NAME]:
         return
     left[0].unlink()
-    for place in sorted(folder.rglob("*"), reverse=True):
-        place.rmdir()
     if made:
+        # In the user's own folder an empty folder may be the user's as well.
+        for place in sorted(folder.rglob("*"), reverse=True):
+            place.rmdir()
         folder.rmdir()
 
 

@@ -72,5 +72,5 @@ def test_the_record_names_the_donor_without_its_path(donor):
 
 
 def test_a_missing_donor_is_one_line(tmp_path):
-    with pytest.raises(ConfigError, match="none. is missing; give a finished run"):
+    with pytest.raises(ConfigError, match="share_head=.*none.. is missing; give a finished run"):
         SharedHead(str(tmp_path / "none"))

@@ -37,7 +37,7 @@ def check(task, kind, pattern, folder, capsys):
 @pytest.mark.parametrize(("task", "kind"), [(task, kind) for task, kinds in QUICK.items() for kind in kinds])
 def test_a_sample_of_architectures(task, kind, patterns, tmp_path, capsys):
     error = check(task, kind, patterns[task], tmp_path, capsys)
-    refused = {"perceiver": "its weights do not fit", "zamba2": "fails on the first rows", "bros": "bbox"}
+    refused = {"perceiver": "its weights do not fit", "bros": "bbox"}
     refused["lxmert"] = "visual_feats"
     assert (error is None) == (kind not in refused) and refused.get(kind, "") in (error or "")
 

@@ -7,7 +7,7 @@ import typer
 from tiny import make_tokenizer, write_rows
 
 from hf_xlt.cli import lang_stats
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, as_flags
 from hf_xlt.pretraining.statistics import manifest, measure, tokenizer_hash
 from hf_xlt.pretraining.texts import LanguageText
 
@@ -116,7 +116,7 @@ BAD = {
 def test_bad_input_is_one_clear_line(name, world, monkeypatch):
     monkeypatch.chdir(world)
     line, message = BAD[name]
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as caught, as_flags():
         invoke(line)
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert (world / "there.json").read_text() == "mine"

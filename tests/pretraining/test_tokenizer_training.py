@@ -12,7 +12,7 @@ from tiny import write_rows
 from transformers import AutoConfig, AutoTokenizer
 
 from hf_xlt.cli import train_tokenizer as command
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, as_flags
 from hf_xlt.pretraining.mixture import temperature_distribution
 from hf_xlt.pretraining.statistics import tokenizer_hash
 from hf_xlt.pretraining.texts import LanguageText, read_texts
@@ -248,7 +248,7 @@ def test_bad_input_is_one_clear_line(name, world, monkeypatch):
     monkeypatch.chdir(world)
     line, message = BAD[name]
     before = sorted(world.rglob("*"))
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as caught, as_flags():
         invoke(line)
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert sorted(world.rglob("*")) == before

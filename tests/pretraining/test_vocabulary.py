@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from hf_xlt.cli import swap_vocab
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, as_flags
 from hf_xlt.models import ModelSource
 from hf_xlt.pretraining.folders import replaced_folder
 from hf_xlt.pretraining.masked import save_masked, usable_positions
@@ -356,7 +356,7 @@ def test_bad_input_is_one_clear_line(name, world, monkeypatch):
     monkeypatch.chdir(world)
     line, message = BAD[name]
     before = sorted(path for path in world.rglob("*") if "__pycache__" not in path.parts)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as caught, as_flags():
         invoke(line)
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert sorted(path for path in world.rglob("*") if "__pycache__" not in path.parts) == before
