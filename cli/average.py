@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from hf_xlt.cli.command import output_option, overwrite_option
-from hf_xlt.training.dependent import dependent
+from hf_xlt.registry import dependent
 
 if TYPE_CHECKING:
     from hf_xlt.averaging.greedy import SourceScorer

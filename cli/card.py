@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from hf_xlt.cli.command import output_option, overwrite_option
-from hf_xlt.training.dependent import dependent
+from hf_xlt.registry import dependent
 
 DEPENDENT = (dependent("output", lambda asked: not asked.check, "a card that is written: leave `--check` out"),)
 

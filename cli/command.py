@@ -83,7 +83,7 @@ class Command(TyperCommand):
         table = getattr(sys.modules.get(getattr(self.callback, "__module__", "")), "DEPENDENT", ())
         if not table:
             return
-        from hf_xlt.training.dependent import unused_problems
+        from hf_xlt.registry import unused_problems
 
         options = {option.name: option for option in self.get_params(ctx)}
         problems = unused_problems(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from hf_xlt.cli.command import output_option, overwrite_option, task_names
-from hf_xlt.training.dependent import dependent
+from hf_xlt.registry import dependent
 
 DEPENDENT = (
     dependent("target_languages", lambda asked: not asked.languages, "all languages: leave `--languages` out"),

@@ -8,7 +8,7 @@ import typer
 
 from hf_xlt.cli.command import output_option, overwrite_option
 from hf_xlt.errors import ConfigError
-from hf_xlt.training.dependent import dependent
+from hf_xlt.registry import dependent
 
 DEPENDENT = (dependent("alpha", lambda asked: not asked.as_json, "the table of shares, which `--json` leaves out"),)
 

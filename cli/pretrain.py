@@ -7,7 +7,7 @@ import sys
 import typer
 
 from hf_xlt.cli.command import output_option, overwrite_option
-from hf_xlt.training.dependent import dependent
+from hf_xlt.registry import dependent
 
 DEPENDENT = (dependent("allow_phase_change", lambda asked: asked.resume, "`--resume`"),)
 

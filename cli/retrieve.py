@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from hf_xlt.cli.command import output_option, overwrite_option
-from hf_xlt.training.dependent import dependent
+from hf_xlt.registry import dependent
 
 DEPENDENT = (
     dependent("source_language", lambda asked: asked.id_column, "`--id-column`"),

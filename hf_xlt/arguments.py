@@ -362,8 +362,8 @@ def _check_unused(arguments: Arguments) -> None:
         ConfigError: there are some.
     """
     from hf_xlt.data.settings import check_data_used
+    from hf_xlt.registry import dependent
     from hf_xlt.tasks import get_task
-    from hf_xlt.training.dependent import dependent
     from hf_xlt.training.stock_settings import check_start, check_used_by_run
 
     run, config, strategy, asked = arguments.run, arguments.config, arguments.strategy, arguments.explicit

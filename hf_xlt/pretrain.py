@@ -17,7 +17,7 @@ from hf_xlt.output import check_space, claim_output, inspect_output, kept_note, 
 from hf_xlt.pretraining.plan import CONTRASTIVE, DISTILL, Phase, split_budget
 from hf_xlt.pretraining.plan_file import Plan, parse_layers
 from hf_xlt.record import FINISHED, INTERRUPTED, RUNNING, RunRecord
-from hf_xlt.training.dependent import dependent, unused_problems
+from hf_xlt.registry import dependent, unused_problems
 from hf_xlt.yaml_file import check_kinds
 
 # Arguments that leave the weights as they would be.

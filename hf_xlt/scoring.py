@@ -40,10 +40,10 @@ from hf_xlt.modelling.tokens import fit_tokenizer
 from hf_xlt.models import ModelSource, write_threshold
 from hf_xlt.output import check_files, claim_output, write_card
 from hf_xlt.record import FINISHED, RECORD_NAME, RunRecord
+from hf_xlt.registry import dependent
 from hf_xlt.results import Results, plain
 from hf_xlt.tasks import TASKS, Encoding, Task, get_task
 from hf_xlt.tasks.multi_label import DEFAULT_THRESHOLD, MULTI_LABEL
-from hf_xlt.training.dependent import dependent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -13,8 +13,8 @@ from hf_xlt.cli.main import main
 from hf_xlt.data.settings import DEPENDENT
 from hf_xlt.errors import ConfigError
 from hf_xlt.parsing import parse_arguments
+from hf_xlt.registry import unused_problems
 from hf_xlt.strategies.finetune import FinetuneConfig, FinetuneTrainer
-from hf_xlt.training.dependent import unused_problems
 
 DATA = "--model encoder --dataset data/{split}.{lang}.jsonl"
 TEXT = "--text-dataset text/{lang}.jsonl"

@@ -16,6 +16,17 @@ from transformers import PreTrainedTokenizerFast, set_seed
 LOCALES = ("en", "ru", "el", "ar", "he", "hi", "bn", "ta", "th", "ka", "am", "ko", "ja", "zh")
 XLM = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
 BERT = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+# Sizes of small models of an encoder and a decoder, as BART has them.
+SIDES = {
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "decoder_start_token_id": 2,
+}
 BYTES = tuple(f"<0x{value:02X}>" for value in range(256))
 
 

@@ -30,7 +30,7 @@ from hf_xlt.averaging.trajectory import early_snapshot_notes
 from hf_xlt.averaging.weights import as_fractions, snapshot_weights, summation
 from hf_xlt.errors import ConfigError, RunError, is_disk_full, setting
 from hf_xlt.files import write_json
-from hf_xlt.training.dependent import dependent, unused_problems
+from hf_xlt.registry import dependent, unused_problems
 
 MODES = ("uniform", "weighted", "last-k", "window", "ema", "greedy")
 ACCUMULATE = ("auto", "float32", "float64")

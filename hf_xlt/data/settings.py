@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hf_xlt.data.sources import EMBEDDED, SUFFIXES
 from hf_xlt.errors import ConfigError
-from hf_xlt.training.dependent import Dependent, dependent, unused_problems
+from hf_xlt.registry import Dependent, dependent, unused_problems
 
 if TYPE_CHECKING:
     from hf_xlt.arguments import DataArguments

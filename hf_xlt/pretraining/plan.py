@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_xlt.errors import ConfigError, close_match, setting
-from hf_xlt.training.dependent import dependent, unused_problems
+from hf_xlt.registry import dependent, unused_problems
 from hf_xlt.yaml_file import check_kinds
 
 MLM, TLM, CONTRASTIVE, DISTILL = "mlm", "tlm", "contrastive", "distill"

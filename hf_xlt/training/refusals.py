@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_xlt.errors import ConfigError
 from hf_xlt.languages import find_same
-from hf_xlt.training.dependent import changed_fields
+from hf_xlt.registry import changed_fields
 
 if TYPE_CHECKING:
     from hf_xlt.training.trainer import XLTTrainer

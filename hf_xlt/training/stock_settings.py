@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from hf_xlt.errors import ConfigError, close_match, one_line, shortened
-from hf_xlt.training.dependent import dependent, unused_problems
+from hf_xlt.registry import dependent, unused_problems
 
 _NO_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 _NO_OPTIONS = ("constant", "constant_with_warmup")

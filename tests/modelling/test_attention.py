@@ -6,8 +6,9 @@ import pytest
 import torch
 from tiny import make_model, save_encoder, write_data
 
+from hf_xlt import evaluation
 from hf_xlt.cli.main import main
-from hf_xlt.modelling.attention import choose_kernel, score_with_default
+from hf_xlt.modelling.attention import choose_kernel, kernel_of, score_with_default
 from hf_xlt.record import RunRecord
 
 
@@ -45,13 +46,18 @@ def test_a_trained_model_scores_with_the_kernel_it_is_loaded_with():
         ("--attn-implementation eager", "eager", False),
     ],
 )
-def test_a_run_says_what_it_chose_and_scores_as_evaluate_does(line, kernel, told, tmp_path, capsys):
+def test_a_run_says_what_it_chose_and_scores_as_evaluate_does(line, kernel, told, tmp_path, capsys, monkeypatch):
+    scored, plain = [], evaluation.score
+    monkeypatch.setattr(
+        evaluation, "score", lambda trainer, *rest: (scored.append(kernel_of(trainer.model)), plain(trainer, *rest))[1]
+    )
     save_encoder(tmp_path / "model")
     data = write_data(tmp_path / "data", languages=("en", "de"), train=12)
     out = tmp_path / "out"
     argv = f"run --model {tmp_path}/model --dataset {data} --max-steps 2 --use-cpu --output-dir {out} {line}".split()
     assert main(argv) == 0
     assert ("Attention: eager for training" in capsys.readouterr().out) == told
+    assert scored == [kernel if "--attn" in line else "sdpa"]
     record = RunRecord.read(out)
     assert record.hardware["attention"] == kernel and record.arguments.get("attn_implementation") in (None, kernel)
     assert f"| Attention in training | {kernel} |" in (out / "README.md").read_text()

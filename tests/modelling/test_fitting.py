@@ -7,7 +7,7 @@ import pytest
 import torch
 from architectures import make_config, save_model
 from safetensors.torch import load_file
-from tiny import CLASSES, make_tokenizer, save_encoder, write_data
+from tiny import CLASSES, make_model, make_tokenizer, save_encoder, write_data
 from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -259,6 +259,16 @@ def test_a_trained_head_is_brought_into_the_order_of_the_runs_classes(kind, tmp_
     with torch.no_grad():
         assert torch.allclose(loaded(ids).logits, model(ids).logits[:, [2, 0, 1]], atol=1e-6)
     assert "in another order (Good, plain, bad)" in describe_head(source.load_config(), wanted)[0]
+
+
+@pytest.mark.parametrize("line", ["", "--dry-run"])
+def test_a_run_says_what_becomes_of_a_trained_head(line, go, tmp_path):
+    turned = tuple(reversed(CLASSES))
+    labels = {"id2label": dict(enumerate(turned)), "label2id": {name: index for index, name in enumerate(turned)}}
+    make_model(0, **labels).save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    code, _, text, _ = go(tmp_path / "model", line)
+    assert code == 0 and text.count("in another order") == 1 and f"({', '.join(turned)})" in text
 
 
 def test_a_head_for_other_classes_is_told_and_one_of_the_same_is_left(tmp_path):

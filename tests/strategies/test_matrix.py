@@ -27,6 +27,7 @@ QUICK = (
     ("text-classification", "gemma3", "metaxl"),
     ("text-classification", "gemma3", "soft-layers"),
     ("text-classification", "albert", "soft-layers"),
+    ("question-answering", "reformer", "soft-layers"),
     ("text-classification", "qwen3_5", "robust rs_rp"),
     ("text-classification", "zamba2", "lora"),
     ("question-answering", "t5", "lora"),
@@ -64,6 +65,7 @@ def test_layouts_that_are_like_no_other(task, kind, strategy, patterns, tmp_path
         ("squeezebert", "metaxl"): "rtn_modules",
         ("t5", "metaxl"): "rtn_modules",
         ("albert", "soft-layers"): "no layers are found",
+        ("reformer", "soft-layers"): "Set `--query-dropout`",
     }
     assert (error is None) == ((kind, strategy) not in refused) and refused.get((kind, strategy), "") in (error or "")
 

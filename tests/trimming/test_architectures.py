@@ -9,7 +9,7 @@ import transformers
 from architectures import make_config
 from transformers import AutoTokenizer, set_seed
 from transformers.models.auto import modeling_auto
-from trimming_setup import SMALL, make_model, make_tokenizer, phrases, save, text_files
+from trimming_setup import SIDES, SMALL, make_model, make_tokenizer, phrases, save, text_files
 
 from hf_xlt.cli.main import main
 from hf_xlt.errors import ConfigError
@@ -27,16 +27,6 @@ LEFT_OUT = (
     *"funnel modernvbert neomme reformer luke perceiver ultravbert encoder-decoder fsmt t5gemma t5gemma2".split(),
     *"axk1 bailing_hybrid codegen cpmant fuyu longcat_flash mimo_v2_flash youtu".split(),
 )
-SIDES = {
-    "d_model": 32,
-    "encoder_layers": 1,
-    "decoder_layers": 1,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 48,
-    "decoder_start_token_id": 2,
-}
 
 
 @pytest.fixture(scope="module")

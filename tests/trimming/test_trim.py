@@ -11,7 +11,7 @@ from records import make_record
 from safetensors.torch import load_file
 from tiny import write_data
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
-from trimming_setup import KINDS, LOCALES, make_model, make_tokenizer, phrases, save, text_files, unigram
+from trimming_setup import KINDS, LOCALES, SIDES, make_model, make_tokenizer, phrases, save, text_files, unigram
 
 from hf_xlt.cli.main import main
 from hf_xlt.errors import ConfigError, RunError
@@ -23,16 +23,6 @@ from hf_xlt.record import RunRecord
 from hf_xlt.trimming import trim as trimming
 from hf_xlt.trimming.trim import Options, check_output, trim_vocabulary
 
-BOTH = {
-    "d_model": 32,
-    "encoder_layers": 1,
-    "decoder_layers": 1,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 48,
-    "decoder_start_token_id": 2,
-}
 T5 = {"d_model": 32, "d_ff": 48, "d_kv": 16, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 1}
 ARCHITECTURES = {
     "BertForMaskedLM": {},
@@ -52,10 +42,10 @@ ARCHITECTURES = {
     "XGLMForCausalLM": {"d_model": 32, "ffn_dim": 48, "num_layers": 1, "attention_heads": 2},
     "T5ForConditionalGeneration": T5,
     "MT5ForConditionalGeneration": {**T5, "tie_word_embeddings": False},
-    "MBartForConditionalGeneration": BOTH,
-    "BartForSequenceClassification": BOTH,
-    "M2M100ForConditionalGeneration": BOTH,
-    "MarianMTModel": BOTH,
+    "MBartForConditionalGeneration": SIDES,
+    "BartForSequenceClassification": SIDES,
+    "M2M100ForConditionalGeneration": SIDES,
+    "MarianMTModel": SIDES,
 }
 
 
@@ -143,7 +133,7 @@ def test_the_padding_token_moves_and_positions_with_it(world, tmp_path):
     (tmp_path / "text" / "en.jsonl").write_text('{"text": "a bad face"}\n{"text": "deaf cab"}\n')
     given = read_texts([str(tmp_path / "text" / "{lang}.jsonl")])
     for name in ("RobertaForMaskedLM", "M2M100ForConditionalGeneration"):
-        old = make_model(name, tokenizer, **(BOTH if "M2M" in name else {}))
+        old = make_model(name, tokenizer, **(SIDES if "M2M" in name else {}))
         source = ModelSource.find(save(tmp_path / name, old, tokenizer))
         report = trim_vocabulary(source, given, tmp_path / f"{name} out")
         config = transformers.AutoConfig.from_pretrained(tmp_path / f"{name} out")
@@ -153,7 +143,7 @@ def test_the_padding_token_moves_and_positions_with_it(world, tmp_path):
 
 def test_ids_in_configs_are_renumbered_and_kept(world, tmp_path):
     tokenizer = make_tokenizer("unigram")
-    old = make_model("MBartForConditionalGeneration", tokenizer, **BOTH)
+    old = make_model("MBartForConditionalGeneration", tokenizer, **SIDES)
     rare = [2500, 2600, 2700, 2800]
     old.generation_config.eos_token_id = [2, rare[0]]
     old.generation_config.forced_bos_token_id = rare[1]

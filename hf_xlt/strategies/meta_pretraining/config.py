@@ -10,9 +10,8 @@ from hf_xlt.errors import ConfigError
 from hf_xlt.languages import check_code, find_same
 from hf_xlt.pretraining.plan import CONTRASTIVE, DISTILL, MLM, TLM, Phase, Source, split_budget
 from hf_xlt.pretraining.streaming import MAX_FAILED_SHARDS
-from hf_xlt.registry import Refusal
+from hf_xlt.registry import Refusal, dependent
 from hf_xlt.training.config import XLTConfig
-from hf_xlt.training.dependent import dependent
 
 META, CROSS = "meta", "cross"
 # `distill` is left out: an update with a teacher costs more, so budgets that are compared would not be equal.

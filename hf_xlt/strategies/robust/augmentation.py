@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from hf_xlt.data.augmentation import COPIES, EQUAL_UPDATES, OFFLINE, ONLINE, Augmentation, Augmenter
+from hf_xlt.registry import dependent
 from hf_xlt.strategies.robust.augmentation_characters import CharacterAugmenter
 from hf_xlt.strategies.robust.augmentation_synonyms import SynonymAugmenter, shareable_name
 from hf_xlt.strategies.robust.checks import choice_problems
-from hf_xlt.training.dependent import dependent
 
 
 @dataclass

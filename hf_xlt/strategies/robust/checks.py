@@ -6,9 +6,8 @@ import math
 from typing import TYPE_CHECKING, get_args, get_type_hints
 
 from hf_xlt.launch import divides_weights
-from hf_xlt.registry import Refusal
+from hf_xlt.registry import Refusal, dependent, unused_problems
 from hf_xlt.strategies.robust.embedding_hook import REENTRANT
-from hf_xlt.training.dependent import dependent, unused_problems
 
 if TYPE_CHECKING:
     from hf_xlt.strategies.robust.config import RobustConfig

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from hf_xlt.errors import ConfigError
 from hf_xlt.launch import divides_weights
-from hf_xlt.registry import Refusal
+from hf_xlt.registry import Refusal, dependent, unused_problems
 from hf_xlt.strategies.soft_layers.rates import REFUSED
-from hf_xlt.training.dependent import dependent, unused_problems
 
 if TYPE_CHECKING:
     from hf_xlt.strategies.soft_layers.config import SoftLayerSelectionConfig

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_xlt.errors import ConfigError
+from hf_xlt.errors import ConfigError, one_line, setting
+from hf_xlt.modelling.trial import kind_of
 from hf_xlt.strategies.soft_layers.config import SoftLayerSelectionConfig
 from hf_xlt.strategies.soft_layers.gates import make_gates
 from hf_xlt.strategies.soft_layers.gates_file import GatesFile
@@ -132,10 +133,52 @@ def trial(model: nn.Module, config: SoftLayerSelectionConfig, batch: Mapping[str
     """Find the groups and gates that a run would begin with, before the pass that is made inside.
 
     Raises:
-        ConfigError: as `GateSetup.make`.
+        ConfigError: as `GateSetup.make`; or the model gives no query gradient in evaluation mode.
     """
     GateSetup.make(model, config, GatesFile.read(config.gates) if config.gates else None, None)
+    if config.learns and not config.query_dropout:
+        _try_query(model, batch)
     yield
+
+
+def _try_query(model: nn.Module, batch: Mapping[str, Any]) -> None:
+    """Refuse models that can be differentiated in training mode alone (Reformer), before updates are made.
+
+    Raises:
+        ConfigError: the model is one.
+    """
+    looked_up: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
+        if not isinstance(output, Tensor):
+            return None
+        looked_up.append(output.detach().requires_grad_())
+        return looked_up[-1]
+
+    try:
+        # Reversible layers give no gradient to their weights unless one goes through them to their input.
+        hook = model.get_input_embeddings().register_forward_hook(keep)
+    except (AttributeError, NotImplementedError):
+        # Characters are looked up in several tables (CANINE): layers of that kind are not reversible.
+        return
+    training = model.training
+    model.eval()
+    try:
+        with torch.enable_grad():
+            outputs = model(**batch).to_tuple()
+            loss = sum(part.float().sum() for part in outputs if isinstance(part, Tensor))
+            if looked_up:
+                torch.autograd.grad(loss, looked_up[0], allow_unused=True)
+    except (AssertionError, RuntimeError) as error:
+        if isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):
+            raise
+        raise ConfigError(
+            f"{kind_of(model)} gives no gradient without dropout ({one_line(error).rstrip('.')}). Set "
+            f"{setting('query_dropout')}, or choose another model."
+        ) from error
+    finally:
+        hook.remove()
+        model.train(training)
 
 
 def _check_layers(model: nn.Module, groups: LayerGroups, granularity: str) -> None:

@@ -8,10 +8,9 @@ from typing import ClassVar, Literal
 
 from hf_xlt.errors import ConfigError
 from hf_xlt.launch import divides_weights
-from hf_xlt.registry import Refusal
+from hf_xlt.registry import Refusal, dependent, unused_problems
 from hf_xlt.strategies.soft_layers.checks import choice_problems, is_number
 from hf_xlt.training.config import XLTConfig
-from hf_xlt.training.dependent import dependent, unused_problems
 from hf_xlt.training.embedding_rows import optimizer_problem
 
 ALL, HEAD = "all", "head"
