@@ -372,10 +372,17 @@ class _Finder:
                 )
 
     def find_if_there(self, role: str, source: Source, languages: Sequence[str], split: str) -> Iterator[DataSet]:
-        """Find the languages' sets of a split that a run can do without; none of rows that have another role."""
+        """Find the languages' sets of a split that a run can do without.
+
+        Rows that have another role are left alone, unless the user permits both. A split that the user named must be
+        there.
+        """
+        if split != type(self.arguments).validation_split:
+            yield from self.find(role, dict.fromkeys(languages, source), split)
+            return
         for language in languages:
             for home in all_with(language, split, (source,)):
-                if not self.claims.holders(role, home.rows(language, split)):
+                if self.claims.permitted or not self.claims.holders(role, home.rows(language, split)):
                     yield self._check(role, language, split, home, None)
 
     def find_auxiliary_test(self, auxiliary: Sequence[DataSet], targets: Sequence[Target]) -> Iterator[DataSet]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from averaging_setup import make_state, save_state, save_states
 from records import make_record
-from tiny import CLASSES, make_features, make_model, make_tokenizer, write_data
+from tiny import CLASSES, make_features, make_model, make_rows, make_tokenizer, write_data, write_rows
 
 from hf_xlt.arguments import DataArguments
 from hf_xlt.averaging import average_checkpoints, streaming
@@ -114,6 +114,24 @@ def train(model, steps):
         optimizer.step()
         optimizer.zero_grad()
     return model
+
+
+def test_greedy_takes_bare_numbers_where_the_run_or_the_user_named_them(tmp_path, capsys):
+    rows = [{"text": row["text"], "label": row["label"]} for row in make_rows("en", 20, 0)]
+    write_rows(tmp_path / "validation.en.jsonl", rows)
+    labels = {"id2label": dict(enumerate(CLASSES)), "label2id": {name: n for n, name in enumerate(CLASSES)}}
+    for step in (1, 2):
+        make_model(step, **labels).save_pretrained(tmp_path / "run" / f"checkpoint-{step}")
+        make_tokenizer().save_pretrained(tmp_path / "run" / f"checkpoint-{step}")
+    inputs = [str(tmp_path / "run" / f"checkpoint-{step}") for step in (1, 2)]
+    line = ["average", *inputs, "--greedy", "--dataset", f"{tmp_path}/{{split}}.{{lang}}.jsonl"]
+    assert main([*line, "-o", str(tmp_path / "a")]) == 2
+    assert "bare number, and the classes have names" in capsys.readouterr().err
+    assert main([*line, "-o", str(tmp_path / "a"), "--labels", ",".join(CLASSES)]) == 0
+    record = make_record()
+    record.arguments["labels"], record.arguments["max_length"] = list(CLASSES), 32
+    record.write(tmp_path / "run")
+    assert main([*line, "-o", str(tmp_path / "b")]) == 0
 
 
 def test_greedy_reads_source_validation_only(tmp_path, capsys, monkeypatch):

@@ -163,3 +163,12 @@ def test_rows_are_hashed_alike_wherever_they_lie(tmp_path, monkeypatch):
     assert {hash_rows(other) for other in (halves, stored, turned)} == {hash_rows(table)}
     for other in (rows[:39], [{**rows[0], "label": 1}, *rows[1:]], [{"txt": row["text"], **row} for row in rows]):
         assert hash_rows(Dataset.from_list(other)) != hash_rows(table)
+
+
+def test_data_of_a_folder_or_the_hub_are_known_by_their_rows(tmp_path):
+    prints = []
+    for name, seed in (("one", 1), ("two", 1), ("other", 2)):
+        (tmp_path / name).mkdir()
+        write_rows(tmp_path / name / "train.jsonl", [{**row, "lang": "en"} for row in make_rows("en", 12, seed)])
+        prints.append(HubSource(str(tmp_path / name)).fingerprint("en", "train"))
+    assert prints[0] == prints[1] != prints[2]

@@ -397,6 +397,14 @@ def test_a_foreign_model_is_scored_at_its_own_or_the_plain_threshold(world, caps
     assert "labels count from" not in capsys.readouterr().out
     results = [json.loads((world / f"{name}/results.json").read_text()) for name in "ab"]
     assert results[0]["languages"]["de"]["metrics"] != results[1]["languages"]["de"]["metrics"]
+    del model.config.decision_threshold
+    model.save_pretrained(world / "foreign")
+    assert command([*arguments, "d", "--validation-split", "test"]) == 2
+    assert "the same rows would be" in capsys.readouterr().err
+    assert command([*arguments, "d", "--validation-split", "nonsense"]) == 2
+    assert "for the split `nonsense`" in capsys.readouterr().err
+    assert command([*arguments, "d", "--validation-split", "test", "--allow-shared-rows"]) == 0
+    capsys.readouterr()
     make_model().save_pretrained(world / "foreign")
     assert command([*arguments, "c", "--task", TASK.name]) == 2
     assert "predicts one class of each text" in capsys.readouterr().err
