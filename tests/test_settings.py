@@ -437,24 +437,12 @@ OFF = {
     "metaxl": {
         "baseline": ("published", {}),
         **{
-            name: (value, JOINT)
-            for name, value in {
-                "hypergrad": "none",
-                "rtn_layers": [1],
-                "rtn_modules": ["bert.encoder.layer.0"],
-                "rtn_bottleneck": 8,
-                "rtn_activation": "gelu",
-                "rtn_gate": "none",
-                "rtn_init": "zero_out",
-                "rtn_detach_input": False,
-                "rtn_lr": 0.1,
-                "rtn_weight_decay": 0.5,
-                "rtn_warmup_ratio": 0.0,
-                "rtn_max_grad_norm": 1.0,
-                "save_rtn": True,
-                "diagnostics": True,
-            }.items()
+            name: (OWN["metaxl"][name], JOINT)
+            for name in "hypergrad rtn_layers rtn_modules rtn_bottleneck rtn_activation rtn_gate rtn_init "
+            "rtn_detach_input rtn_lr rtn_weight_decay rtn_warmup_ratio rtn_max_grad_norm".split()
         },
+        "save_rtn": (True, JOINT),
+        "diagnostics": (True, JOINT),
         "meta_every": (2, {"hypergrad": "none"}),
         "inner_lr": (1.0, JOINT),
         "update_order": ("reuse", JOINT),
