@@ -169,6 +169,8 @@ def test_data_of_a_folder_or_the_hub_are_known_by_their_rows(tmp_path):
     prints = []
     for name, seed in (("one", 1), ("two", 1), ("other", 2)):
         (tmp_path / name).mkdir()
-        write_rows(tmp_path / name / "train.jsonl", [{**row, "lang": "en"} for row in make_rows("en", 12, seed)])
-        prints.append(HubSource(str(tmp_path / name)).fingerprint("en", "train"))
+        write_rows(tmp_path / name / "train.jsonl", make_rows("en", 12, seed))
+        configuration = "configs:\n- config_name: en\n  data_files:\n  - split: train\n    path: train.jsonl\n"
+        (tmp_path / name / "README.md").write_text(f"---\n{configuration}---\n")
+        prints.append(HubSource(f"{tmp_path / name}:{{lang}}").fingerprint("en", "train"))
     assert prints[0] == prints[1] != prints[2]
